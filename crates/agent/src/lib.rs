@@ -1,0 +1,1 @@
+//! The agent: tools, prompts, rendering, the ReAct loop, grading.

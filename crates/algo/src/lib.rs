@@ -1,0 +1,1 @@
+//! Pure algorithms: rewards, advantages, filters, the objective, pass@k.

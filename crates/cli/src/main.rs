@@ -1,0 +1,2 @@
+//! The `patchwright` program.
+fn main() {}

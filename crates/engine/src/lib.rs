@@ -1,0 +1,1 @@
+//! The embedded policy on the CPU: transformer, sampler, trainer, checkpoints.

@@ -1,0 +1,1 @@
+//! Task instances: rows, the embedded task sets, bug injection, validation, the pool.

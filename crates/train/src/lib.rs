@@ -1,0 +1,1 @@
+//! The programs: pretraining, RFT, RL, evaluation; rollout engine, journal, resume.
