@@ -1,1 +1,6 @@
-//! The programs: pretraining, RFT, RL, evaluation; rollout engine, journal, resume.
+//! The programs: RFT, RL, evaluation and the whole pipeline; the rollout engine, the journal and
+//! resume.
+
+pub mod events;
+pub mod metrics;
+pub mod recipe;

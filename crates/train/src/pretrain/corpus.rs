@@ -1,0 +1,116 @@
+//! Gathers the documents of pretraining: explorer sessions in real sandboxes, source text, and
+//! re-shown listings, all from training repositories.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use patchwright_agent::{AgentConfig, Renderer, run_agent};
+use patchwright_core::{
+    RepoSource, SandboxProvider, SandboxSpec, TaskInstance, TrainingSample, derive_seed, stream,
+};
+use patchwright_tasks::validate::EmbeddedRepo;
+use rand::Rng;
+
+use super::explorer::ExplorerSampler;
+use super::{LossWeights, PretrainConfig, PretrainError, documents};
+
+/// Runs `config.num_sessions` explorer sessions over `tasks`, on all cores. The result is in the
+/// order of the sessions' numbers, whichever ends first.
+pub fn sessions(
+    config: &PretrainConfig,
+    tasks: &[TaskInstance],
+    renderer: &Renderer,
+    sampler: &ExplorerSampler,
+    provider: &dyn SandboxProvider,
+    progress: &(dyn Fn(usize) + Sync),
+) -> Result<Vec<TrainingSample>, PretrainError> {
+    let next = AtomicUsize::new(0);
+    let results: Mutex<Vec<Option<TrainingSample>>> = Mutex::new(vec![None; config.num_sessions]);
+    let failure: Mutex<Option<PretrainError>> = Mutex::new(None);
+    let num_workers = std::thread::available_parallelism().map_or(2, usize::from) * 2;
+    std::thread::scope(|scope| {
+        for _ in 0..num_workers {
+            scope.spawn(|| {
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if n >= config.num_sessions {
+                        return;
+                    }
+                    let task = &tasks[n % tasks.len()];
+                    match session(config, n, task, renderer, sampler, provider) {
+                        Ok(sample) => {
+                            results.lock().unwrap_or_else(PoisonError::into_inner)[n] =
+                                Some(sample);
+                            progress(n);
+                        }
+                        Err(error) => {
+                            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                            next.store(config.num_sessions, Ordering::Relaxed);
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(results.into_iter().flatten().collect())
+}
+
+fn session(
+    config: &PretrainConfig,
+    n: usize,
+    task: &TaskInstance,
+    renderer: &Renderer,
+    sampler: &ExplorerSampler,
+    provider: &dyn SandboxProvider,
+) -> Result<TrainingSample, PretrainError> {
+    let seed = derive_seed(config.seed, &["session", &n.to_string()]);
+    let agent = AgentConfig { max_turns: config.max_turns, ..config.agent() };
+    let mut sandbox = provider.create(&SandboxSpec {
+        repo: RepoSource::Files(std::sync::Arc::new(task.files.clone())),
+        workdir: agent.workdir.clone(),
+        read_only_mounts: Vec::new(),
+        env: std::collections::BTreeMap::new(),
+        limits: patchwright_core::SandboxLimits::default(),
+    })?;
+    sampler.begin(n as u64, task, seed);
+    let run = run_agent(task, sandbox.as_mut(), sampler, renderer, &agent, n as u64, seed);
+    sandbox.destroy()?;
+    let weights = &config.weights;
+    let mut sample = run.trajectory.to_sample(1.0, |_| true);
+    for weight in &mut sample.loss_mask {
+        *weight = if *weight > 0.0 { weights.action } else { weights.observation };
+    }
+    sample.advantages.fill(1.0);
+    sample.sampler_logprobs.fill(0.0);
+    Ok(sample)
+}
+
+/// Source text and re-shown listings of `repos`, as many as `config` says.
+pub fn texts(
+    config: &PretrainConfig,
+    repos: &[EmbeddedRepo],
+    renderer: &Renderer,
+    frame: documents::Frame,
+) -> Vec<TrainingSample> {
+    let weights: &LossWeights = &config.weights;
+    let tokenizer = renderer.tokenizer();
+    let mut out = Vec::with_capacity(config.num_sources + config.num_reshown);
+    for n in 0..config.num_sources + config.num_reshown {
+        let mut rng = stream(config.seed, &["text", &n.to_string()]);
+        let repo = &repos[rng.random_range(0..repos.len())];
+        let Some(text) = documents::random_module(&repo.files, &mut rng) else {
+            continue;
+        };
+        out.push(if n < config.num_sources {
+            documents::source(tokenizer, frame, text, weights)
+        } else {
+            documents::reshow(tokenizer, frame, text, weights, &mut rng)
+        });
+    }
+    out
+}
