@@ -1,0 +1,302 @@
+//! The program that makes the base policy: tokenizer, corpus, training from random weights.
+//!
+//! The corpus holds no demonstration of fixing bugs: sessions of a random [`explorer`] (unfiltered)
+//! and [`documents`] of source text. The result is low but not zero, which is what reinforcement
+//! learning needs to start from.
+
+mod corpus;
+pub mod documents;
+pub mod explorer;
+mod schedule;
+pub mod tokenizer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use patchwright_agent::{AgentConfig, Profile, Renderer, Tokenizer};
+use patchwright_core::{
+    AdamParams, Objective, SandboxError, SandboxProvider, SamplingParams, TaskError, TokenLoss,
+    Trainer, TrainerError, TrainingSample, stream,
+};
+use patchwright_engine::{Engine, EngineOptions, ModelConfig};
+use patchwright_tasks::generated;
+use patchwright_tasks::validate::{BuildOptions, build_task_set};
+use serde::{Deserialize, Serialize};
+
+use documents::Frame;
+use explorer::{ExplorerRates, ExplorerSampler};
+
+/// Everything that decides what the base policy is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PretrainConfig {
+    /// Seed of the weights, the repositories and every session.
+    pub seed: u64,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Transformer blocks.
+    pub num_layers: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads.
+    pub num_kv_heads: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Longest sequence, in tokens.
+    pub max_context: usize,
+    /// Training repositories that the sessions work on.
+    pub num_repositories: usize,
+    /// Training repositories whose sources are read.
+    pub num_source_repositories: usize,
+    /// Explorer sessions.
+    pub num_sessions: usize,
+    /// Turns of a session at most.
+    pub max_turns: usize,
+    /// Documents of plain source text.
+    pub num_sources: usize,
+    /// Documents that re-show lines of a listing.
+    pub num_reshown: usize,
+    /// Passes over the corpus.
+    pub epochs: usize,
+    /// Tokens of an optimizer step.
+    pub batch_tokens: usize,
+    /// Peak learning rate; falls to 0 along a half cosine.
+    pub lr: f32,
+    /// Steps over which it rises.
+    pub warmup_steps: usize,
+    /// Decoupled weight decay.
+    pub weight_decay: f32,
+    /// Bound on the gradient's global norm.
+    pub grad_clip: f32,
+    /// How much the tokens of each kind of text weigh.
+    pub weights: LossWeights,
+    /// What the explorer does how often.
+    pub explorer: ExplorerRates,
+}
+
+impl Default for PretrainConfig {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            hidden_size: 128,
+            num_layers: 5,
+            num_heads: 4,
+            num_kv_heads: 2,
+            intermediate_size: 384,
+            max_context: 1024,
+            num_repositories: 4000,
+            num_source_repositories: 20_000,
+            num_sessions: 20_000,
+            max_turns: 12,
+            num_sources: 16_000,
+            num_reshown: 10_000,
+            epochs: 1,
+            batch_tokens: 4096,
+            lr: 2e-3,
+            warmup_steps: 50,
+            weight_decay: 0.05,
+            grad_clip: 1.0,
+            weights: LossWeights::default(),
+            explorer: ExplorerRates::default(),
+        }
+    }
+}
+
+impl PretrainConfig {
+    fn model(&self, vocab_size: usize) -> ModelConfig {
+        ModelConfig::qwen3(
+            vocab_size,
+            self.hidden_size,
+            self.num_layers,
+            self.num_heads,
+            self.num_kv_heads,
+            self.intermediate_size,
+            self.max_context,
+        )
+    }
+
+    fn agent(&self) -> AgentConfig {
+        AgentConfig {
+            max_turns: self.max_turns,
+            max_context_tokens: self.max_context,
+            max_turn_tokens: 200,
+            max_consecutive_format_errors: self.max_turns,
+            params: SamplingParams::default(),
+            ..AgentConfig::default()
+        }
+    }
+}
+
+/// Weights of token kinds in the loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LossWeights {
+    /// What the agent writes.
+    pub action: f32,
+    /// What the environment answers.
+    pub observation: f32,
+    /// Plain source text.
+    pub source: f32,
+}
+
+impl Default for LossWeights {
+    fn default() -> Self {
+        Self { action: 1.0, observation: 0.2, source: 0.6 }
+    }
+}
+
+/// A failure of pretraining.
+#[derive(Debug, thiserror::Error)]
+pub enum PretrainError {
+    /// The training repositories could not be built.
+    #[error(transparent)]
+    Tasks(#[from] TaskError),
+    /// A sandbox failed.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The engine failed.
+    #[error(transparent)]
+    Trainer(#[from] TrainerError),
+    /// The tokenizer, the profile or the output directory is not usable.
+    #[error("{0}")]
+    Setup(String),
+}
+
+/// How far pretraining is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Progress {
+    /// Explorer sessions that ended, of how many.
+    Sessions(usize, usize),
+    /// Optimizer steps done, of how many, the mean loss of the last one, and tokens so far.
+    Steps(usize, usize, f64, usize),
+}
+
+/// Weighted mean of the negative log-likelihood.
+struct CrossEntropy {
+    /// 1 / sum of the weights of the batch.
+    scale: f32,
+}
+
+impl Objective for CrossEntropy {
+    fn token_loss(&self, sample: &TrainingSample, t: usize, logprob: f32) -> TokenLoss {
+        let weight = sample.loss_mask[t] * self.scale;
+        TokenLoss { loss: -weight * logprob, d_logprob: -weight, clipped: false }
+    }
+}
+
+/// The stream of training repositories; held-out ones are drawn from another.
+pub const TRAIN_STREAM: &str = "train";
+
+/// Makes the base policy and writes its checkpoint, tokenizer and recorded recipe to `out`.
+///
+/// # Errors
+/// [`PretrainError`]; `out` is written only at the end.
+pub fn pretrain(
+    config: &PretrainConfig,
+    out: &Path,
+    provider: &dyn SandboxProvider,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<PathBuf, PretrainError> {
+    let json = serde_json::to_vec_pretty(&tokenizer::tokenizer_json())
+        .map_err(|error| PretrainError::Setup(error.to_string()))?;
+    let setup = |error: &dyn std::fmt::Display| PretrainError::Setup(error.to_string());
+    let tokenizer = Arc::new(Tokenizer::from_bytes(&json).map_err(|e| setup(&e))?);
+    let profile = Profile::compact();
+    let renderer = Renderer::new(Arc::clone(&tokenizer), profile).map_err(|e| setup(&e))?;
+    let id = |token: &str| {
+        tokenizer.token_id(token).ok_or_else(|| PretrainError::Setup(format!("no token {token}")))
+    };
+    let frame = Frame {
+        user: id("<|user|>")?,
+        assistant: id("<|assistant|>")?,
+        end: id("<|end|>")?,
+        doc: id("<|doc|>")?,
+    };
+
+    let samples = gather(config, provider, &renderer, frame, progress)?;
+    let model = config.model(tokenizer::vocabulary().len());
+    let mut engine =
+        Engine::new(model, config.seed, EngineOptions::default()).map_err(PretrainError::from)?;
+    train(config, samples, engine.trainer_mut(), progress)?;
+    engine.trainer_mut().reset_optimizer();
+    engine.trainer_mut().save(out)?;
+    let record = serde_json::to_vec_pretty(config).map_err(|e| setup(&e))?;
+    for (name, bytes) in [("tokenizer.json", &json), ("pretrain.json", &record)] {
+        std::fs::write(out.join(name), bytes)
+            .map_err(|e| PretrainError::Setup(format!("{}: {e}", out.join(name).display())))?;
+    }
+    Ok(out.to_path_buf())
+}
+
+fn gather(
+    config: &PretrainConfig,
+    provider: &dyn SandboxProvider,
+    renderer: &Renderer,
+    frame: Frame,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Vec<TrainingSample>, PretrainError> {
+    let seed = generated::stream_seed(config.seed, TRAIN_STREAM);
+    let repos: Vec<_> =
+        (0..config.num_repositories as u64).map(|n| generated::repository(seed, n)).collect();
+    let (tasks, _report) = build_task_set(repos, provider, &BuildOptions::default())?;
+    let explorer = ExplorerSampler::new(
+        Arc::clone(renderer.tokenizer_arc()),
+        frame.end,
+        config.explorer.clone(),
+    );
+    let ended = AtomicUsize::new(0);
+    let tell = |_| {
+        let done = ended.fetch_add(1, Ordering::Relaxed) + 1;
+        progress(Progress::Sessions(done, config.num_sessions));
+    };
+    let mut samples =
+        corpus::sessions(config, &tasks, renderer, &explorer, provider, &tell)?;
+    let sources: Vec<_> = (0..config.num_source_repositories as u64)
+        .map(|n| generated::repository(seed, n))
+        .collect();
+    samples.extend(corpus::texts(config, &sources, renderer, frame));
+    samples.retain(|sample| sample.tokens.len() <= config.max_context);
+    Ok(samples)
+}
+
+fn train(
+    config: &PretrainConfig,
+    samples: Vec<TrainingSample>,
+    trainer: &mut dyn Trainer,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<(), PretrainError> {
+    let mut batches = Vec::new();
+    for epoch in 0..config.epochs {
+        let mut rng = stream(config.seed, &["order", &epoch.to_string()]);
+        batches.extend(schedule::batches(samples.clone(), config.batch_tokens, &mut rng));
+    }
+    let num_steps = batches.len();
+    let mut num_tokens = 0;
+    for (step, batch) in batches.iter().enumerate() {
+        let weight: f32 = batch.iter().flat_map(|s| s.loss_mask.iter().skip(1)).sum();
+        let objective = CrossEntropy { scale: 1.0 / weight.max(1.0) };
+        let result = trainer.forward_backward(batch, &objective)?;
+        trainer.optim_step(&AdamParams {
+            lr: learning_rate(config, step, num_steps),
+            beta1: 0.9,
+            beta2: 0.98,
+            eps: 1e-8,
+            weight_decay: config.weight_decay,
+            grad_clip: config.grad_clip,
+        })?;
+        num_tokens += batch.iter().map(|s| s.tokens.len()).sum::<usize>();
+        progress(Progress::Steps(step + 1, num_steps, result.loss, num_tokens));
+    }
+    Ok(())
+}
+
+/// Linear warm-up, then a half cosine to 0.
+fn learning_rate(config: &PretrainConfig, step: usize, num_steps: usize) -> f32 {
+    if step < config.warmup_steps {
+        return config.lr * (step + 1) as f32 / config.warmup_steps as f32;
+    }
+    let span = num_steps.saturating_sub(config.warmup_steps).max(1) as f32;
+    let done = (step - config.warmup_steps) as f32 / span;
+    config.lr * 0.5 * (1.0 + (std::f32::consts::PI * done).cos())
+}
