@@ -1,6 +1,9 @@
 //! The agent: tools, prompts, rendering, the ReAct loop, grading.
 
+pub mod command;
 pub mod fixture;
+pub mod parse;
+pub mod profile;
 pub mod tokenizer;
 
 pub use tokenizer::{Piece, Tokenizer, TokenizerError};
