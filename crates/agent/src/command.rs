@@ -286,8 +286,9 @@ fn tool_call(name: &str, line: Line) -> Result<ToolCall, FormatError> {
 
 fn line_number(word: &str) -> Result<usize, FormatError> {
     match word.parse() {
-        Ok(0) | Err(_) => Err(malformed(format!("`{word}` is not a line number"))),
-        Ok(line) => Ok(line),
+        // The bound keeps sums of line numbers far from overflow.
+        Ok(line @ 1..=1_000_000_000) => Ok(line),
+        _ => Err(malformed(format!("`{word}` is not a line number"))),
     }
 }
 
@@ -440,6 +441,7 @@ mod tests {
             ("open a -1", "line number"),
             ("goto x", "line number"),
             ("goto 99999999999999999999999", "line number"),
+            ("edit 1:18446744073709551615", "line number"),
             ("scroll_up 3", "usage: scroll_up"),
             ("submit now", "usage: submit"),
             ("search_file ''", "empty"),

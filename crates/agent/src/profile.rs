@@ -138,7 +138,7 @@ macro_rules! texts {
         #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields)]
         pub struct Texts {
-            $($(#[$doc])* #[doc = concat!("Variables: ", $("`", stringify!($var), "` ",)* ".")]
+            $($(#[$doc])* #[doc = concat!("\n\nVariables:", $(" `", stringify!($var), "`",)* ".")]
             pub $field: String,)*
         }
 
