@@ -267,7 +267,7 @@ fn tool_call(name: &str, line: Line) -> Result<ToolCall, FormatError> {
         },
         ("create", ..) => return Err(usage("create FILE, its text as a heredoc if you like")),
         ("edit", ..) => return edit_call(words, heredocs),
-        ("replace", ..) => return replace_call(words, heredocs),
+        ("replace", ..) => return replace_call(words, &heredocs),
         ("submit", [], 0) => ToolCall::Submit,
         ("submit", ..) => return Err(usage("submit")),
         _ => return Err(malformed(format!("{name} is not a tool"))),
@@ -332,9 +332,9 @@ fn edit_call(words: &[String], heredocs: Vec<Vec<String>>) -> Result<ToolCall, F
     Ok(ToolCall::Edit { file, first, last, body })
 }
 
-fn replace_call(words: &[String], heredocs: Vec<Vec<String>>) -> Result<ToolCall, FormatError> {
+fn replace_call(words: &[String], heredocs: &[Vec<String>]) -> Result<ToolCall, FormatError> {
     let (file, all, rest) = options(words, true);
-    let (old, new) = match (rest, heredocs.as_slice()) {
+    let (old, new) = match (rest, heredocs) {
         ([old, new], []) => (old.clone(), new.clone()),
         ([], [old, new]) => (old.join("\n"), new.join("\n")),
         _ => {

@@ -17,8 +17,9 @@ pub fn tokenizer_json(words: &[&str]) -> String {
         let id = vocab.len();
         vocab.entry(token.to_owned()).or_insert(json!(id));
     };
-    SPECIAL_TOKENS.iter().for_each(|token| add(token));
-    words.iter().for_each(|word| add(word));
+    for token in SPECIAL_TOKENS.iter().chain(words) {
+        add(token);
+    }
     let ascii = (b' '..=b'~').map(char::from).chain(['\n', '\t', '\r']);
     for c in ascii {
         add(&c.to_string());

@@ -1,11 +1,21 @@
-//! The agent: tools, prompts, rendering, the ReAct loop, grading.
+//! The agent: tools, prompts, rendering, the `ReAct` loop, grading.
+//!
+//! The one place where text becomes tokens. [`run_agent`] is the loop: a [`Renderer`] (a
+//! [`Tokenizer`] with a [`Profile`]) makes the prompt, a `Sampler` draws a turn, [`parse`] finds
+//! its one command, [`tools`] runs it in a `Sandbox`, and the observation is appended.
 
 pub mod command;
 pub mod fixture;
 pub mod parse;
 pub mod profile;
+pub mod react;
 pub mod render;
+pub mod scripted;
 pub mod tokenizer;
 pub mod tools;
 
+pub use profile::{CommandStyle, Profile, ProfileError};
+pub use react::{AgentConfig, AgentRun, run_agent};
+pub use render::{Prompt, Renderer};
+pub use scripted::ScriptedSampler;
 pub use tokenizer::{Piece, Tokenizer, TokenizerError};

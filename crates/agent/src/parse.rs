@@ -81,8 +81,10 @@ mod tests {
     use crate::command::{Command, ToolCall};
     use crate::profile::CommandStyle::{Bare, Fenced};
 
-    fn shell(script: &str) -> Result<Command, FormatError> {
-        Ok(Command::Shell(script.to_owned()))
+    type Parsed = Result<Command, FormatError>;
+
+    fn shell(script: &str) -> Command {
+        Command::Shell(script.to_owned())
     }
 
     #[test]
@@ -91,13 +93,13 @@ mod tests {
         let malformed = |message: &str| {
             matches!(parse_message(Fenced, message), Err(FormatError::Malformed(_)))
         };
-        for (message, expected) in [
-            ("I look.\n```command\nls\n```\n", shell("ls")),
-            ("```command\nls\n```", shell("ls")),
+        let cases: [(&str, Parsed); 13] = [
+            ("I look.\n```command\nls\n```\n", Ok(shell("ls"))),
+            ("```command\nls\n```", Ok(shell("ls"))),
             ("```command  \n  submit \n```  \nbye", submit.clone()),
             ("Like\n```python\nx = 1\n```\nthen\n```command\nsubmit\n```", submit.clone()),
             ("```text\n```command\nls\n```\n```command\nsubmit\n```", submit.clone()),
-            ("````command\ncat <<'E'\n```\nE\n````", shell("cat <<'E'\n```\nE")),
+            ("````command\ncat <<'E'\n```\nE\n````", Ok(shell("cat <<'E'\n```\nE"))),
             ("no command", Err(FormatError::NoCommand)),
             ("", Err(FormatError::NoCommand)),
             ("```command\n\n```", Err(FormatError::NoCommand)),
@@ -105,7 +107,8 @@ mod tests {
             ("text ```command ls```", Err(FormatError::NoCommand)),
             ("```command\nls\n```\n```command\npwd\n```", Err(FormatError::SeveralCommands)),
             ("```command\nsubmit\nls\n```", Err(FormatError::SeveralCommands)),
-        ] {
+        ];
+        for (message, expected) in cases {
             assert_eq!(parse_message(Fenced, message), expected, "{message:?}");
         }
         assert!(malformed("```command\nls"));
@@ -114,8 +117,8 @@ mod tests {
 
     #[test]
     fn a_bare_message_is_its_command() {
-        assert_eq!(parse_message(Bare, " ls -l\n"), shell("ls -l"));
-        assert_eq!(parse_message(Bare, "```command\nls\n```"), shell("```command\nls\n```"));
+        assert_eq!(parse_message(Bare, " ls -l\n"), Ok(shell("ls -l")));
+        assert_eq!(parse_message(Bare, "```command\nls\n```"), Ok(shell("```command\nls\n```")));
         assert_eq!(parse_message(Bare, " \n"), Err(FormatError::NoCommand));
     }
 

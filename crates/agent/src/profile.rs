@@ -254,6 +254,16 @@ pub struct Profile {
 }
 
 impl Profile {
+    /// The built-in profile for models that speak `ChatML`.
+    pub fn full() -> Self {
+        Self::builtin("full").expect("the shipped profile is valid: a test loads it")
+    }
+
+    /// The built-in profile for small models.
+    pub fn compact() -> Self {
+        Self::builtin("compact").expect("the shipped profile is valid: a test loads it")
+    }
+
     /// A profile that comes with the program: `full` or `compact`.
     ///
     /// # Errors
@@ -378,6 +388,7 @@ mod tests {
         for name in ["full", "compact"] {
             assert_eq!(Profile::builtin(name).unwrap().name, name);
         }
+        assert_ne!(Profile::full(), Profile::compact());
         assert!(Profile::builtin("ful").unwrap_err().to_string().contains("full, compact"));
     }
 

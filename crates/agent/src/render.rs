@@ -37,7 +37,7 @@ impl Renderer {
     /// # Errors
     /// [`ProfileError::Framing`] when a string of the framing holds no special token, or a turn
     /// would not end with one.
-    pub fn new(tokenizer: Arc<Tokenizer>, profile: Arc<Profile>) -> Result<Self, ProfileError> {
+    pub fn new(tokenizer: Arc<Tokenizer>, profile: Profile) -> Result<Self, ProfileError> {
         let framing = &profile.framing;
         let refuse = |field, value: &String| ProfileError::Framing {
             profile: profile.name.clone(),
@@ -58,7 +58,7 @@ impl Renderer {
         match suffix.split_first() {
             Some((stop, after)) if tokenizer.is_special(*stop) => {
                 let (stop_token, after_stop) = (*stop, after.to_vec());
-                Ok(Self { tokenizer, profile, stop_token, after_stop })
+                Ok(Self { tokenizer, profile: Arc::new(profile), stop_token, after_stop })
             }
             _ => Err(refuse("framing.assistant_suffix", &framing.assistant_suffix)),
         }
@@ -94,10 +94,7 @@ impl Renderer {
         let system = render(
             "system",
             &profile.system,
-            &[
-                ("workdir", workdir.into()),
-                ("window_lines", profile.listing.window_lines.into()),
-            ],
+            &[("workdir", workdir.into()), ("window_lines", profile.listing.window_lines.into())],
         )?;
         let instance = render(
             "instance",
@@ -235,7 +232,7 @@ mod tests {
 
     fn renderer(profile: &str) -> Renderer {
         let tokenizer = Tokenizer::from_bytes(tokenizer_json(&["submit"]).as_bytes()).unwrap();
-        Renderer::new(Arc::new(tokenizer), Arc::new(Profile::builtin(profile).unwrap())).unwrap()
+        Renderer::new(Arc::new(tokenizer), Profile::builtin(profile).unwrap()).unwrap()
     }
 
     fn task(problem_statement: &str) -> TaskInstance {
@@ -292,7 +289,7 @@ mod tests {
         let tokenizer = Tokenizer::from_bytes(tokenizer_json(&[]).as_bytes()).unwrap();
         let mut profile = Profile::builtin("compact").unwrap();
         profile.framing.assistant_prefix = "[assistant]".to_owned();
-        let error = Renderer::new(Arc::new(tokenizer), Arc::new(profile)).unwrap_err().to_string();
+        let error = Renderer::new(Arc::new(tokenizer), profile).unwrap_err().to_string();
         assert!(error.contains("assistant_prefix"), "{error}");
     }
 

@@ -4,7 +4,8 @@ use crate::trainer::PolicyVersion;
 
 /// How the next token is drawn. The default is the full distribution at temperature 1: what
 /// training assumes.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct SamplingParams {
     /// Divides the logits; 0 means the most likely token.
     pub temperature: f32,

@@ -23,7 +23,6 @@ impl Text {
             lines.pop();
         }
         let crlf = lines.first().is_some_and(|line| line.ends_with(b"\r"));
-        // An empty file gets line breaks once it has lines.
         Self { lines, closed, crlf }
     }
 
@@ -132,11 +131,9 @@ impl Tool<'_> {
         }
         let new: Vec<Vec<u8>> = body.iter().map(|line| text.new_line(line)).collect();
         text.lines.splice(first - 1..last, new);
-        if num_lines == 0 {
-            text.closed = true;
-        }
         self.write(&path, &text.bytes())?;
-        Ok(self.changed(path, &text, &[first - 1..first - 1 + body.len()]))
+        let range = first - 1..first - 1 + body.len();
+        Ok(self.changed(path, &text, std::slice::from_ref(&range)))
     }
 
     pub(super) fn replace(&mut self, file: Option<&str>, all: bool, old: &str, new: &str) -> Told {
@@ -149,7 +146,7 @@ impl Tool<'_> {
         let (old, new) = (breaks(old), breaks(new));
         let found = occurrences(&bytes, &old);
         let shown = self.workspace.shown(&path);
-        let line_at = |at: usize| bytes[..at].iter().filter(|b| **b == b'\n').count() + 1;
+        let line_at = |at: usize| num_breaks(&bytes[..at]) + 1;
         if found.is_empty() {
             let said = say(&self.profile.texts.not_found, &[("path", shown.into())]);
             return Err(Fault::Said(said));
@@ -169,18 +166,18 @@ impl Tool<'_> {
         }
         let mut result = Vec::with_capacity(bytes.len());
         let mut changed: Vec<Range<usize>> = Vec::new();
-        let mut num_breaks = 0;
+        let mut line = 0;
         let mut rest = 0;
         for at in found {
             result.extend_from_slice(&bytes[rest..at]);
-            num_breaks += bytes[rest..at].iter().filter(|b| **b == b'\n').count();
-            let start = num_breaks;
+            line += num_breaks(&bytes[rest..at]);
+            let start = line;
             result.extend_from_slice(&new);
-            num_breaks += new.iter().filter(|b| **b == b'\n').count();
+            line += num_breaks(&new);
             // A line on which two replacements meet is shown once.
             match changed.last_mut() {
-                Some(last) if last.end > start => last.end = num_breaks + 1,
-                _ => changed.push(start..num_breaks + 1),
+                Some(last) if last.end > start => last.end = line + 1,
+                _ => changed.push(start..line + 1),
             }
             rest = at + old.len();
         }
@@ -196,8 +193,7 @@ impl Tool<'_> {
         let window = self.profile.listing.window_lines;
         let middle = first + 1 + ranges.first().map_or(0, ExactSizeIterator::len) / 2;
         let top = middle.saturating_sub(window / 2).clamp(1, self.last_top(text));
-        let edited =
-            say(&texts.edited, &[("path", self.workspace.shown(&path).into())]);
+        let edited = say(&texts.edited, &[("path", self.workspace.shown(&path).into())]);
         self.workspace.open = Some(OpenFile { path, top });
         let gone = ranges.iter().all(Range::is_empty);
         let deleted = if gone { texts.deleted.clone() } else { String::new() };
@@ -250,6 +246,11 @@ impl Tool<'_> {
         let variables = [("line", line.into()), ("num_lines", num_lines.into())];
         Fault::Said(say(&self.profile.texts.bad_line, &variables))
     }
+}
+
+/// Number of line breaks.
+fn num_breaks(bytes: &[u8]) -> usize {
+    bytes.split(|b| *b == b'\n').count() - 1
 }
 
 /// Where `needle` (not empty) stands in `hay`, without overlaps.

@@ -116,8 +116,11 @@ impl Workspace {
 
     /// An absolute path without `.` and `..`.
     fn resolve(&self, path: &str) -> String {
-        let whole =
-            if path.starts_with('/') { path.to_owned() } else { format!("{}/{path}", self.directory) };
+        let whole = if path.starts_with('/') {
+            path.to_owned()
+        } else {
+            format!("{}/{path}", self.directory)
+        };
         let mut parts: Vec<&str> = Vec::new();
         for part in whole.split('/') {
             match part {

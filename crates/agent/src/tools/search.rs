@@ -21,8 +21,7 @@ impl Tool<'_> {
 
     pub(super) fn search_dir(&mut self, term: &str, dir: Option<&str>) -> Told {
         let dir = dir.unwrap_or(".");
-        let argv =
-            ["grep", "-rnIFZ", "--exclude-dir=.git", "-e", term, "--", dir];
+        let argv = ["grep", "-rnIFZ", "--exclude-dir=.git", "-e", term, "--", dir];
         let output = self.search(&argv)?;
         // `path NUL line:text`, one a line.
         let mut matches: Vec<(&str, usize, &str)> = output
@@ -44,8 +43,7 @@ impl Tool<'_> {
         let dir = dir.unwrap_or(".");
         // A directory called `-x` must not read as an option.
         let start = if dir.starts_with('-') { format!("./{dir}") } else { dir.to_owned() };
-        let argv =
-            ["find", &start, "-name", ".git", "-prune", "-o", "-name", name, "-print0"];
+        let argv = ["find", &start, "-name", ".git", "-prune", "-o", "-name", name, "-print0"];
         let output = self.search(&argv)?;
         let mut matches: Vec<String> = output
             .split('\0')
@@ -71,9 +69,7 @@ impl Tool<'_> {
             ExecStatus::Exited(0 | 1) => None,
             ExecStatus::Exited(_) if !output.stdout.is_empty() => None,
             ExecStatus::Exited(_) => Some(String::from_utf8_lossy(&output.stderr).into_owned()),
-            ExecStatus::TimedOut => {
-                Some(format!("it took more than {} s", self.timeout.as_secs()))
-            }
+            ExecStatus::TimedOut => Some(format!("it took more than {} s", self.timeout.as_secs())),
             ExecStatus::Signaled(signal) => Some(format!("ended by signal {signal}")),
         };
         match complaint.as_deref().map(str::trim_end) {

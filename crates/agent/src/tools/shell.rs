@@ -37,8 +37,7 @@ impl Tool<'_> {
         // `env` starts a process: only where the script can have exported anything.
         let exports = ["export", "declare", "typeset", "source", "unset", "set ", ". "];
         let env = if exports.iter().any(|word| script.contains(word)) { "env" } else { "" };
-        let mut request =
-            ExecRequest::shell(WRAPPER, &self.workspace.directory, self.timeout);
+        let mut request = ExecRequest::shell(WRAPPER, &self.workspace.directory, self.timeout);
         request.argv.extend(["bash", script, env].map(str::to_owned));
         request.env.clone_from(&self.workspace.env);
         let output = self.exec(&request)?;
