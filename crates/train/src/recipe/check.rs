@@ -16,6 +16,7 @@ impl Recipe {
         )?;
         check.that(!self.engine.checkpoint.is_empty(), "engine.checkpoint", "must not be empty")?;
         check.positive(self.engine.max_batch, "engine.max_batch")?;
+        check.positive(self.engine.max_tokens_per_pass, "engine.max_tokens_per_pass")?;
         self.check_tasks(&check)?;
         self.check_agent_and_eval(&check)?;
         self.check_rft(&check)?;

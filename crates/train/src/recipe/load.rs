@@ -91,7 +91,7 @@ impl Recipe {
     }
 }
 
-fn invalid(place: &str, reason: impl ToString) -> RecipeError {
+fn invalid(place: &str, reason: impl std::fmt::Display) -> RecipeError {
     RecipeError::Invalid { place: place.to_owned(), reason: reason.to_string() }
 }
 

@@ -11,7 +11,10 @@ mod stages;
 use serde::{Deserialize, Serialize};
 
 pub use load::{BUILT_IN, RecipeError};
-pub use stages::{DropOn, PenaltyOn, RftRecipe, RlStageRecipe, Schedule};
+pub use patchwright_algo::filter::DropOn;
+pub use patchwright_algo::reward::PenaltyOn;
+pub use patchwright_algo::schedule::Schedule;
+pub use stages::{RftRecipe, RlStageRecipe};
 
 /// A whole run: evaluation of the base, RFT, RL stages, evaluations between.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -76,6 +79,9 @@ pub struct EngineRecipe {
     pub num_threads: usize,
     /// Trajectories that the sampler decodes together at most.
     pub max_batch: usize,
+    /// Tokens of one forward and backward pass at most; the gradient of a larger batch is the sum
+    /// over several passes.
+    pub max_tokens_per_pass: usize,
 }
 
 impl Default for EngineRecipe {
@@ -85,6 +91,7 @@ impl Default for EngineRecipe {
             checkpoint: "base".into(),
             num_threads: 0,
             max_batch: 128,
+            max_tokens_per_pass: 8192,
         }
     }
 }

@@ -1,19 +1,10 @@
 //! The training stages of a recipe: `[rft]` and each `[[rl]]`.
 
+use patchwright_algo::filter::DropOn;
+use patchwright_algo::reward::{PenaltyOn, RewardConfig};
+use patchwright_algo::schedule::Schedule;
 use patchwright_core::AdamParams;
 use serde::{Deserialize, Serialize};
-
-/// How the learning rate goes after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Schedule {
-    /// It stays.
-    Constant,
-    /// It falls along a half cosine to 0 at the stage's last step.
-    Cosine,
-    /// It falls in a straight line to 0 at the stage's last step.
-    Linear,
-}
 
 /// `[rft]`: sample with the base policy, keep what succeeded, fine-tune on it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,7 +36,7 @@ pub struct RftRecipe {
     pub warmup_steps: usize,
     /// What it does afterwards.
     pub schedule: Schedule,
-    /// Decoupled weight decay of AdamW.
+    /// Decoupled weight decay of `AdamW`.
     pub weight_decay: f32,
     /// Decay of the first moment.
     pub beta1: f32,
@@ -96,26 +87,6 @@ impl RftRecipe {
     }
 }
 
-/// Which rollouts the length penalty falls on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PenaltyOn {
-    /// Solved ones only: a group of failures keeps equal rewards.
-    Successes,
-    /// All, as in the paper.
-    All,
-}
-
-/// Which reward decides whether a group has something to teach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DropOn {
-    /// The verdict of the hidden tests alone: groups all solved or all failed are dropped.
-    Outcome,
-    /// The final reward, penalties included: groups are dropped when it is equal for all.
-    Final,
-}
-
 /// One `[[rl]]` stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -164,7 +135,7 @@ pub struct RlStageRecipe {
     pub warmup_iterations: usize,
     /// What it does afterwards.
     pub schedule: Schedule,
-    /// Decoupled weight decay of AdamW.
+    /// Decoupled weight decay of `AdamW`.
     pub weight_decay: f32,
     /// Decay of the first moment.
     pub beta1: f32,
@@ -232,6 +203,17 @@ impl RlStageRecipe {
             eps: self.adam_eps,
             weight_decay: self.weight_decay,
             grad_clip: self.grad_clip,
+        }
+    }
+
+    /// What shapes the reward of the stage's rollouts.
+    pub fn reward(&self) -> RewardConfig {
+        RewardConfig {
+            max_turns: self.max_turns,
+            length_threshold: self.length_threshold,
+            length_penalty_on: self.length_penalty_on,
+            format_error_penalty: self.format_error_penalty,
+            no_submission_penalty: self.no_submission_penalty,
         }
     }
 }
