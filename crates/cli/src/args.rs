@@ -1,0 +1,294 @@
+//! What can be asked of the program. Values are checked here for form only; meaning is checked
+//! where they are used.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// Trains software-engineering agents with reinforcement learning.
+///
+/// Data goes to standard output, everything for people to standard error.
+/// Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+#[derive(Debug, Parser)]
+#[command(
+    name = "patchwright",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_help = "Examples:\n  \
+        patchwright doctor                 check that this machine can run everything\n  \
+        patchwright train smoke            the whole loop in under a minute\n  \
+        patchwright train                  the embedded recipe, from tasks to a better policy\n\n\
+        Colour follows NO_COLOR and CLICOLOR_FORCE."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a policy: evaluate, fine-tune on successes, reinforce, evaluate again
+    Train(TrainArgs),
+    /// Make the base policy that training starts from
+    Pretrain(PretrainArgs),
+    /// Measure a checkpoint on a task set
+    Eval(EvalArgs),
+    /// Let the agent work on tasks and grade what it did
+    Rollout(RolloutArgs),
+    /// Make and show task sets
+    #[command(subcommand)]
+    Tasks(TasksCommand),
+    /// Run commands where the agent runs them
+    #[command(subcommand)]
+    Sandbox(SandboxCommand),
+    /// Render a run's report.html again
+    Report(ReportArgs),
+    /// Check this machine: python3, the kernel's sandbox features, disk space
+    Doctor(DoctorArgs),
+    /// Print the completions of a shell
+    Completions(CompletionsArgs),
+}
+
+/// `patchwright train`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    patchwright train\n  \
+    patchwright train smoke --seed 7 --out runs/smoke-7\n  \
+    patchwright train embedded --set rl.0.lr=5e-4 --set run.name=slower\n  \
+    patchwright train my-recipe.toml\n  \
+    patchwright train --resume runs/embedded-0\n\n\
+    Ctrl-C stops after saying how to go on; a second one stops at once.")]
+pub struct TrainArgs {
+    /// A recipe's name (embedded, smoke, swe-rebench) or the path of a TOML file
+    #[arg(value_name = "RECIPE", default_value = "embedded")]
+    pub recipe: String,
+    /// The new run directory [default: runs/NAME-SEED]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Seed of every random decision of training and evaluation; the same as --set run.seed=N
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Changes one value of the recipe, such as rl.0.lr=1e-3; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Goes on with an interrupted run, with the recipe and seed that it has
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "out", "seed", "overrides"])]
+    pub resume: Option<PathBuf>,
+    /// Prints report.json to standard output instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `patchwright report`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    patchwright report runs/embedded-0\n  \
+    patchwright report runs/embedded-0 --json\n\n\
+    Reads report.json, metrics.jsonl and journal.jsonl; writes report.html beside them.")]
+pub struct ReportArgs {
+    /// The run directory
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Prints the evaluations as JSON instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `patchwright doctor`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    patchwright doctor\n  \
+    patchwright doctor --json\n\n\
+    Exit code 1 when something that is needed is missing; each such line says how to mend it.")]
+pub struct DoctorArgs {
+    /// Prints the checks as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `patchwright completions`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    patchwright completions bash > ~/.local/share/bash-completion/completions/patchwright\n  \
+    patchwright completions fish > ~/.config/fish/completions/patchwright.fish")]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub shell: Shell,
+}
+
+/// `patchwright pretrain`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    patchwright pretrain --out checkpoints/base\n  \
+    patchwright pretrain --out checkpoints/small --seed 1 --tokens 500000")]
+pub struct PretrainArgs {
+    /// The new checkpoint directory
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Seed of the weights and of the corpus
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// `patchwright eval`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    patchwright eval --checkpoint runs/embedded-0/checkpoints/51\n  \
+    patchwright eval --tasks transfer --runs 3 --json\n  \
+    patchwright eval --tasks my-tasks.jsonl --checkpoint base")]
+pub struct EvalArgs {
+    /// Checkpoint directory, or base for the shipped one
+    #[arg(long, value_name = "DIR", default_value = "base")]
+    pub checkpoint: String,
+    /// held-out, transfer, or a file or directory of SWE-bench-style JSONL rows
+    #[arg(long, value_name = "SET", default_value = "held-out")]
+    pub tasks: String,
+    /// Independent runs over the set [default: the recipe's]
+    #[arg(long, value_name = "N")]
+    pub runs: Option<usize>,
+    /// Prints the result as JSON instead of the table
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+}
+
+/// The recipe behind a command that is no training.
+#[derive(Debug, Args)]
+pub struct RecipeArgs {
+    /// The recipe whose limits hold: a name or the path of a TOML file
+    #[arg(long, value_name = "RECIPE", default_value = "embedded")]
+    pub recipe: String,
+    /// Seed of the samples
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Changes one value of the recipe, such as eval.max_turns=20; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// `patchwright rollout`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    patchwright rollout --tasks tasks.jsonl\n  \
+    patchwright rollout --tasks tasks.jsonl --instance org__repo-1 --json\n  \
+    patchwright rollout --tasks tasks.jsonl --script script.json\n\n\
+    A script drives the agent without a model: a JSON object from instance ids to the texts of\n\
+    its turns, such as {\"org__repo-1\": [\"```\\nedit 3\\n...\\n```\", \"```\\nsubmit\\n```\"]}.")]
+pub struct RolloutArgs {
+    /// File or directory of SWE-bench-style JSONL rows; the repository of a row is a local
+    /// directory, a git URL, or the row's own files
+    #[arg(long, value_name = "FILE")]
+    pub tasks: PathBuf,
+    /// Turn texts for each instance instead of a model
+    #[arg(long, value_name = "FILE", conflicts_with = "checkpoint")]
+    pub script: Option<PathBuf>,
+    /// Checkpoint directory, or base for the shipped one [default: base]
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: Option<String>,
+    /// Only this instance; may be repeated
+    #[arg(long = "instance", value_name = "ID")]
+    pub instances: Vec<String>,
+    /// Prints each rollout as a line of JSON instead of the table
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+}
+
+/// `patchwright tasks`.
+#[derive(Debug, Subcommand)]
+pub enum TasksCommand {
+    /// Make validated task instances from a seed
+    Generate(GenerateArgs),
+    /// List a task set, or show one of its instances
+    Show(ShowArgs),
+}
+
+/// Which embedded repositories tasks are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TaskKind {
+    /// The compositional generator
+    Generated,
+    /// The hand-written repositories
+    Katas,
+}
+
+/// `patchwright tasks generate`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    patchwright tasks generate --out tasks.jsonl --num 100 --seed 3\n  \
+    patchwright tasks generate --kind katas --out katas.jsonl --num 40")]
+pub struct GenerateArgs {
+    /// The new JSONL file
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Number of instances
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub num: usize,
+    /// Seed of the repositories and their bugs
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// What the repositories are
+    #[arg(long, value_enum, default_value_t = TaskKind::Generated)]
+    pub kind: TaskKind,
+    /// Instances made of one repository at most
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub per_repo: usize,
+}
+
+/// `patchwright tasks show`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    patchwright tasks show tasks.jsonl\n  \
+    patchwright tasks show tasks.jsonl org__repo-1 --patch\n  \
+    patchwright tasks show tasks.jsonl org__repo-1 --json")]
+pub struct ShowArgs {
+    /// File or directory of SWE-bench-style JSONL rows
+    #[arg(value_name = "FILE")]
+    pub tasks: PathBuf,
+    /// The instance to show; all are listed without it
+    #[arg(value_name = "ID")]
+    pub instance: Option<String>,
+    /// Shows the gold patch as well
+    #[arg(long, requires = "instance")]
+    pub patch: bool,
+    /// Prints rows as JSON lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `patchwright sandbox`.
+#[derive(Debug, Subcommand)]
+pub enum SandboxCommand {
+    /// Run one command in a fresh sandbox; its output and exit code are passed through
+    Run(SandboxRunArgs),
+}
+
+/// `patchwright sandbox run`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    patchwright sandbox run -- python3 --version\n  \
+    patchwright sandbox run --repo . -- bash -c 'ls && id -u'\n\n\
+    Standard input is passed in as far as it is not a terminal. The exit code is the command's;\n\
+    124 when it ran out of time, 128 + N when signal N ended it.")]
+pub struct SandboxRunArgs {
+    /// Directory that appears inside as the repository; it is never written to
+    #[arg(long, value_name = "DIR")]
+    pub repo: Option<PathBuf>,
+    /// Wall-clock bound in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub timeout: u64,
+    /// Prints the changes of the repository as a unified diff afterwards
+    #[arg(long)]
+    pub diff: bool,
+    /// Program and arguments
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}

@@ -1,0 +1,132 @@
+//! The sentences of the progress, the same on a terminal and in a log.
+
+use std::time::Duration;
+
+use patchwright_train::events::RunEvent;
+use patchwright_train::metrics::{EvaluationResult, IterationMetrics};
+
+use super::state::{Batch, Current, RunState};
+use crate::numbers::{about, count, duration, mean_sem, percent, percent_fine, significant};
+
+/// The lines that an event leaves for good; most leave none.
+pub fn lasting(event: &RunEvent) -> Vec<String> {
+    match event {
+        RunEvent::RunStarted { dir, recipe, seed, .. } => {
+            vec![format!("Recipe {recipe}, seed {seed}, run directory {}", dir.display())]
+        }
+        RunEvent::Resumed { stage, iteration, policy_version, num_journal_bytes_cut } => {
+            let mut line = format!(
+                "Going on in {stage}, iteration {}, with policy version {policy_version}",
+                iteration + 1
+            );
+            if *num_journal_bytes_cut > 0 {
+                line += &format!(
+                    " (a line that was cut off was dropped from the journal: {num_journal_bytes_cut} bytes)"
+                );
+            }
+            vec![line]
+        }
+        RunEvent::IterationFinished(metrics) => vec![iteration(metrics)],
+        RunEvent::EvaluationFinished(result) => vec![evaluation(result)],
+        RunEvent::StageFinished { stage, wall_seconds } => {
+            let wall = Duration::try_from_secs_f64(*wall_seconds).unwrap_or_default();
+            vec![format!("{stage:<10} done in {}", duration(wall))]
+        }
+        RunEvent::Notice(text) => vec![text.clone()],
+        RunEvent::Interrupted { stage, iteration } => {
+            vec![format!("Stopped in {stage}, iteration {}", iteration + 1)]
+        }
+        RunEvent::RunFinished { wall_seconds } => {
+            let wall = Duration::try_from_secs_f64(*wall_seconds).unwrap_or_default();
+            vec![format!("Done in {}", duration(wall))]
+        }
+        RunEvent::StageStarted { .. }
+        | RunEvent::RolloutsStarted { .. }
+        | RunEvent::RolloutFinished(_)
+        | RunEvent::OptimizerStep { .. } => Vec::new(),
+    }
+}
+
+fn iteration(m: &IterationMetrics) -> String {
+    let kept = m.funnel.num_groups.saturating_sub(
+        m.funnel.num_groups_all_solved
+            + m.funnel.num_groups_all_failed
+            + m.funnel.num_groups_infrastructure,
+    );
+    let mut parts = vec![
+        format!("solved {}", percent_fine(m.solve_rate)),
+        format!("reward {:.2}", m.reward_mean),
+        format!("turns {:.1}", m.num_turns_mean),
+        format!("entropy {:.2}", m.entropy),
+        format!("grad {}", significant(m.grad_norm)),
+        format!("groups {kept}/{}", m.funnel.num_groups),
+    ];
+    if m.funnel.num_failed_infrastructure > 0 {
+        parts.push(format!("infrastructure failures {}", m.funnel.num_failed_infrastructure));
+    }
+    let seconds = m.rollout_seconds + m.train_seconds;
+    let wall = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    parts.push(duration(wall));
+    format!("{:<10} {:>3}  {}", m.stage, m.iteration + 1, parts.join("  "))
+}
+
+fn evaluation(e: &EvaluationResult) -> String {
+    let mut line = format!(
+        "{:<10} {}: Pass@1 {}, Pass@{} {}, {:.1} turns",
+        e.policy,
+        e.task_set,
+        mean_sem(e.pass_at_1),
+        e.pass_k,
+        percent_fine(e.pass_at_10),
+        e.mean_turns
+    );
+    if e.num_failed_infrastructure > 0 {
+        line += &format!(
+            " ({} rollouts without a grade count as not solved)",
+            e.num_failed_infrastructure
+        );
+    }
+    line
+}
+
+/// Where the stage stands: `rl-1 12/30` and what it does.
+pub fn place(current: &Current) -> String {
+    let iterations = current.plan.num_iterations;
+    let mut text = current.plan.name.clone();
+    if iterations > 1 {
+        text += &format!(" {}/{iterations}", current.iteration + 1);
+    }
+    text
+}
+
+/// The numbers of the moment.
+pub fn status(state: &RunState, now: Duration) -> String {
+    let Some(current) = &state.current else { return String::new() };
+    let mut parts = match current.training {
+        Some((step, steps)) => vec![format!("training, step {step} of {steps}")],
+        None => rollouts(&current.batch),
+    };
+    if let Some(left) = state.time_left(now) {
+        parts.push(format!("about {} left", about(left)));
+    }
+    parts.join(", ")
+}
+
+fn rollouts(batch: &Batch) -> Vec<String> {
+    if batch.num_rollouts == 0 {
+        return vec!["preparing".into()];
+    }
+    let mut parts = vec![format!("{}/{} rollouts", batch.num_finished, batch.num_rollouts)];
+    let graded = batch.num_finished - batch.num_failed;
+    if graded > 0 {
+        let part = batch.num_solved as f64 / graded as f64;
+        parts.push(format!("{} solved ({})", batch.num_solved, percent(part)));
+    }
+    if batch.num_failed > 0 {
+        parts.push(format!("{} failed in the infrastructure", batch.num_failed));
+    }
+    if let Some(rate) = batch.tokens_per_second() {
+        parts.push(format!("{} tokens/s", count(rate)));
+    }
+    parts
+}
