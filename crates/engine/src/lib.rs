@@ -1,1 +1,36 @@
-//! The embedded policy on the CPU: transformer, sampler, trainer, checkpoints.
+//! The embedded policy on the CPU: transformer, sampler, trainer, checkpoints. Tokens in, tokens
+//! out; text is no matter of this crate.
+//!
+//! ```text
+//!  TrainingSample ─► trainer ─► microbatch ─┬─► forward ─► kernels
+//!                      │                    └─► attention ─► kernels
+//!                      │ publish
+//!                      ▼
+//!  SampleRequest ─► sampler ─► scheduler ─► decode ─► forward, attention, kv_cache
+//! ```
+//! Trainer and sampler run the same kernels in the same order on every row, so their
+//! log-probabilities of the same tokens under the same weights agree to the last bit, and nothing
+//! depends on what else is in a batch, on how it is cut, or on the number of threads.
+
+mod attention;
+mod checkpoint;
+mod config;
+mod decode;
+mod engine;
+mod forward;
+mod kernels;
+mod kv_cache;
+mod microbatch;
+mod optim;
+mod params;
+mod rope;
+mod sampler;
+mod scheduler;
+mod trainer;
+mod weights;
+
+pub use config::{ModelConfig, ModelType};
+pub use engine::{Engine, EngineOptions};
+pub use optim::LrSchedule;
+pub use sampler::{EmbeddedSampler, SamplerStats};
+pub use trainer::EmbeddedTrainer;

@@ -1,0 +1,314 @@
+//! The architecture: what a Hugging Face `config.json` says of a Qwen or Llama decoder.
+
+use std::path::Path;
+
+use patchwright_core::TrainerError;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The family members this engine knows. They differ in biases and norms only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelType {
+    /// Per-head RMSNorm of queries and keys, no bias.
+    Qwen3,
+    /// Bias on the query, key and value projections.
+    Qwen2,
+    /// Neither.
+    Llama,
+}
+
+impl ModelType {
+    fn architecture(self) -> &'static str {
+        match self {
+            Self::Qwen3 => "Qwen3ForCausalLM",
+            Self::Qwen2 => "Qwen2ForCausalLM",
+            Self::Llama => "LlamaForCausalLM",
+        }
+    }
+}
+
+/// Shape of a decoder-only transformer. Field names are those of `config.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelConfig {
+    /// Which variant.
+    pub model_type: ModelType,
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the SwiGLU layer.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Number of query heads.
+    pub num_attention_heads: usize,
+    /// Number of key and value heads; divides `num_attention_heads`.
+    pub num_key_value_heads: usize,
+    /// Width of a head, even.
+    pub head_dim: usize,
+    /// Longest sequence.
+    pub max_position_embeddings: usize,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f32,
+    /// Added to the mean square in every RMSNorm.
+    pub rms_norm_eps: f32,
+    /// Whether the output head is the embedding.
+    pub tie_word_embeddings: bool,
+}
+
+/// `config.json` as it may be found: older and newer spellings, options we must not ignore.
+#[derive(Deserialize)]
+struct RawConfig {
+    model_type: String,
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    max_position_embeddings: usize,
+    rope_theta: Option<f32>,
+    rope_parameters: Option<Value>,
+    rope_scaling: Option<Value>,
+    rms_norm_eps: f32,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+    #[serde(default = "silu")]
+    hidden_act: String,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+    #[serde(default)]
+    use_sliding_window: bool,
+}
+
+fn silu() -> String {
+    "silu".to_owned()
+}
+
+impl ModelConfig {
+    /// Reads `config.json`.
+    ///
+    /// # Errors
+    /// [`TrainerError::Checkpoint`] naming the file and the field that is missing, unknown or not
+    /// supported.
+    pub fn read(path: &Path) -> Result<Self, TrainerError> {
+        let fail =
+            |reason: String| TrainerError::Checkpoint { path: path.display().to_string(), reason };
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| fail(format!("cannot be read: {error}")))?;
+        Self::parse(&text).map_err(fail)
+    }
+
+    /// Parses the text of a `config.json`.
+    ///
+    /// # Errors
+    /// The field that is missing, unknown or not supported.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let raw: RawConfig =
+            serde_json::from_str(text).map_err(|error| format!("not a model config: {error}"))?;
+        let model_type = match raw.model_type.as_str() {
+            "qwen3" => ModelType::Qwen3,
+            "qwen2" => ModelType::Qwen2,
+            "llama" => ModelType::Llama,
+            other => {
+                return Err(format!(
+                    "model_type {other:?} is not supported (qwen3, qwen2 and llama are)"
+                ));
+            }
+        };
+        if raw.hidden_act != "silu" {
+            return Err(format!("hidden_act {:?} is not supported (silu is)", raw.hidden_act));
+        }
+        // Qwen 2 always has the bias and no field for it.
+        let unsupported = [
+            ("attention_bias", raw.attention_bias && model_type != ModelType::Qwen2),
+            ("mlp_bias", raw.mlp_bias),
+            ("use_sliding_window", raw.use_sliding_window),
+            ("rope_scaling", raw.rope_scaling.as_ref().is_some_and(is_scaled)),
+            ("rope_parameters", raw.rope_parameters.as_ref().is_some_and(is_scaled)),
+        ];
+        if let Some((name, _)) = unsupported.iter().find(|(_, present)| *present) {
+            return Err(format!("{name} is set, which is not supported"));
+        }
+        let nested_theta = raw.rope_parameters.as_ref().and_then(|p| p["rope_theta"].as_f64());
+        let config = Self {
+            model_type,
+            vocab_size: raw.vocab_size,
+            hidden_size: raw.hidden_size,
+            intermediate_size: raw.intermediate_size,
+            num_hidden_layers: raw.num_hidden_layers,
+            num_attention_heads: raw.num_attention_heads,
+            num_key_value_heads: raw.num_key_value_heads.unwrap_or(raw.num_attention_heads),
+            head_dim: raw
+                .head_dim
+                .or(raw.hidden_size.checked_div(raw.num_attention_heads))
+                .unwrap_or(0),
+            max_position_embeddings: raw.max_position_embeddings,
+            rope_theta: raw.rope_theta.or(nested_theta.map(|t| t as f32)).unwrap_or(10_000.0),
+            rms_norm_eps: raw.rms_norm_eps,
+            tie_word_embeddings: raw.tie_word_embeddings,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks that the numbers make a model.
+    ///
+    /// # Errors
+    /// Which number does not, and why.
+    pub fn validate(&self) -> Result<(), String> {
+        let counts = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("head_dim", self.head_dim),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ];
+        for (name, count) in counts {
+            // Keeps every size computation far from overflow.
+            if count == 0 || count > 1 << 24 {
+                return Err(format!("{name} is {count}, expected 1 to {}", 1 << 24));
+            }
+        }
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
+            return Err(format!(
+                "num_attention_heads ({}) is not a multiple of num_key_value_heads ({})",
+                self.num_attention_heads, self.num_key_value_heads
+            ));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(format!("head_dim ({}) is odd; rotation needs pairs", self.head_dim));
+        }
+        for (name, x) in [("rope_theta", self.rope_theta), ("rms_norm_eps", self.rms_norm_eps)] {
+            if !(x.is_finite() && x > 0.0) {
+                return Err(format!("{name} is {x}, expected a positive number"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The text of a `config.json` that `transformers` reads.
+    pub fn to_json(&self) -> String {
+        let mut json = serde_json::json!({
+            "architectures": [self.model_type.architecture()],
+            "model_type": self.model_type,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "max_position_embeddings": self.max_position_embeddings,
+            "rope_theta": self.rope_theta,
+            "rms_norm_eps": self.rms_norm_eps,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "hidden_act": "silu",
+            "torch_dtype": "float32",
+        });
+        if self.model_type != ModelType::Qwen2 {
+            json["attention_bias"] = Value::Bool(false);
+        }
+        let mut text = format!("{json:#}");
+        text.push('\n');
+        text
+    }
+
+    /// Width of all query heads together.
+    pub(crate) fn query_width(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+
+    /// Width of all key heads together, and of all value heads.
+    pub(crate) fn kv_width(&self) -> usize {
+        self.num_key_value_heads * self.head_dim
+    }
+
+    /// Width of a row `[queries | keys | values]`.
+    pub(crate) fn qkv_width(&self) -> usize {
+        self.query_width() + 2 * self.kv_width()
+    }
+
+    /// Query heads that share a key and value head.
+    pub(crate) fn group(&self) -> usize {
+        self.num_attention_heads / self.num_key_value_heads
+    }
+
+    /// Number of weights.
+    pub fn num_parameters(&self) -> usize {
+        crate::params::ParamLayout::new(self).total
+    }
+}
+
+/// Whether a rope section asks for anything but the plain rotation.
+fn is_scaled(rope: &Value) -> bool {
+    let kind = rope.get("rope_type").or_else(|| rope.get("type"));
+    match kind.and_then(Value::as_str) {
+        Some(kind) => kind != "default",
+        None => rope.as_object().is_some_and(|o| o.keys().any(|k| k != "rope_theta")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn tiny() -> ModelConfig {
+        ModelConfig {
+            model_type: ModelType::Qwen3,
+            vocab_size: 50,
+            hidden_size: 24,
+            intermediate_size: 40,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 8,
+            max_position_embeddings: 128,
+            rope_theta: 10_000.0,
+            rms_norm_eps: 1e-6,
+            tie_word_embeddings: true,
+        }
+    }
+
+    #[test]
+    fn json_round_trip() {
+        for model_type in [ModelType::Qwen3, ModelType::Qwen2, ModelType::Llama] {
+            let config = ModelConfig { model_type, ..tiny() };
+            assert_eq!(ModelConfig::parse(&config.to_json()).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn what_would_be_ignored_is_refused() {
+        let edit = |key: &str, value: Value| {
+            let mut json: Value = serde_json::from_str(&tiny().to_json()).unwrap();
+            json[key] = value;
+            ModelConfig::parse(&json.to_string()).unwrap_err()
+        };
+        assert!(edit("model_type", "gpt2".into()).contains("gpt2"));
+        assert!(edit("hidden_act", "gelu".into()).contains("gelu"));
+        assert!(edit("attention_bias", true.into()).contains("attention_bias"));
+        let yarn = serde_json::json!({"rope_type": "yarn", "factor": 4.0});
+        assert!(edit("rope_scaling", yarn.clone()).contains("rope_scaling"));
+        assert!(edit("rope_parameters", yarn).contains("rope_parameters"));
+        assert!(edit("num_key_value_heads", 3.into()).contains("multiple"));
+        assert!(edit("head_dim", 7.into()).contains("odd"));
+        assert!(edit("vocab_size", 0.into()).contains("vocab_size"));
+        assert!(edit("hidden_size", "x".into()).contains("not a model config"));
+    }
+
+    #[test]
+    fn newer_rope_spelling() {
+        let mut json: Value = serde_json::from_str(&tiny().to_json()).unwrap();
+        json["rope_theta"] = Value::Null;
+        json["rope_parameters"] = serde_json::json!({"rope_type": "default", "rope_theta": 5e5});
+        assert_eq!(ModelConfig::parse(&json.to_string()).unwrap().rope_theta, 5e5);
+    }
+}

@@ -1,0 +1,160 @@
+//! The forward pass of a decoder layer over packed rows, shared by trainer and sampler.
+//!
+//! A batch is *packed*: the tokens of several sequences are rows of one matrix, without padding.
+//! Everything but attention works on rows; attention is told where sequences begin and end.
+//! Shape legend: `t` rows, `h` hidden, `q` all query heads, `f` intermediate, `v` vocabulary.
+
+use crate::attention::fit;
+use crate::kernels::arch;
+use crate::kernels::gemm::{Into, matmul};
+use crate::kernels::math;
+use crate::weights::{Model, Weights};
+
+/// What a layer computed; the trainer keeps one per layer for the backward pass.
+#[derive(Debug, Default)]
+pub(crate) struct LayerState {
+    /// The residual stream before the layer, `[t][h]`.
+    pub input: Vec<f32>,
+    pub input_inv_rms: Vec<f32>,
+    pub normed: Vec<f32>,
+    /// `[queries | keys | values]` before norm and rotation; used where there is a norm.
+    pub raw: Vec<f32>,
+    /// One a head: of the queries `[t][heads]`, of the keys `[t][kv heads]`.
+    pub q_inv_rms: Vec<f32>,
+    pub k_inv_rms: Vec<f32>,
+    /// `[queries | keys | values]` as attention sees them.
+    pub qkv: Vec<f32>,
+    /// Log-sum-exp of the scores, `[t][heads]`.
+    pub lse: Vec<f32>,
+    /// What attention gave, `[t][q]`.
+    pub attended: Vec<f32>,
+    /// The residual stream between attention and the feed-forward part, `[t][h]`.
+    pub middle: Vec<f32>,
+    pub middle_inv_rms: Vec<f32>,
+    pub middle_normed: Vec<f32>,
+    /// `[gate | up]`, `[t][2f]`.
+    pub gate_up: Vec<f32>,
+    /// `silu(gate) * up`, `[t][f]`.
+    pub hidden: Vec<f32>,
+}
+
+impl LayerState {
+    /// Makes all buffers fit `rows` rows. Their contents are arbitrary.
+    pub(crate) fn resize(&mut self, model: &Model, rows: usize) {
+        let config = &model.config;
+        let (h, f) = (config.hidden_size, config.intermediate_size);
+        let raw = if model.layout.layers[0].qk_norm.is_some() { config.qkv_width() } else { 0 };
+        let widths = [
+            (&mut self.input, h),
+            (&mut self.input_inv_rms, 1),
+            (&mut self.normed, h),
+            (&mut self.raw, raw),
+            (&mut self.q_inv_rms, config.num_attention_heads),
+            (&mut self.k_inv_rms, config.num_key_value_heads),
+            (&mut self.qkv, config.qkv_width()),
+            (&mut self.lse, config.num_attention_heads),
+            (&mut self.attended, config.query_width()),
+            (&mut self.middle, h),
+            (&mut self.middle_inv_rms, 1),
+            (&mut self.middle_normed, h),
+            (&mut self.gate_up, 2 * f),
+            (&mut self.hidden, f),
+        ];
+        for (buffer, width) in widths {
+            buffer.resize(rows * width, 0.0);
+        }
+    }
+}
+
+/// Looks up the embeddings of `tokens` into `out`, `[t][h]`.
+pub(crate) fn embed(weights: &Weights, tokens: impl Iterator<Item = u32>, out: &mut [f32]) {
+    let hidden = weights.model.config.hidden_size;
+    let table = &weights.params[weights.model.layout.embedding.clone()];
+    for (row, token) in out.chunks_exact_mut(hidden).zip(tokens) {
+        row.copy_from_slice(&table[token as usize * hidden..][..hidden]);
+    }
+}
+
+/// From `state.input` to `state.qkv`: norm, projection, bias, head norms, rotation.
+pub(crate) fn project_qkv(
+    weights: &Weights,
+    layer: usize,
+    positions: &[u32],
+    state: &mut LayerState,
+) {
+    let Model { config, layout, rope } = &*weights.model;
+    let ranges = &layout.layers[layer];
+    let eps = config.rms_norm_eps;
+    let param = |range: &std::ops::Range<usize>| &weights.params[range.clone()];
+    let LayerState { input, input_inv_rms, normed, raw, q_inv_rms, k_inv_rms, qkv, .. } = state;
+    math::rms_norm(input, param(&ranges.input_norm), eps, normed, input_inv_rms);
+    let projected = if ranges.qk_norm.is_some() { &mut *raw } else { &mut *qkv };
+    matmul(normed, &weights.layers[layer].qkv, projected, Into::Set);
+    if let Some(bias) = &ranges.qkv_bias {
+        math::add_bias(projected, param(bias));
+    }
+    let (width, queries, keys) = (config.qkv_width(), config.query_width(), config.kv_width());
+    let rotated = queries + keys;
+    arch().dispatch(|| {
+        for (t, (row, &position)) in qkv.chunks_exact_mut(width).zip(positions).enumerate() {
+            if let Some((q_norm, k_norm)) = &ranges.qk_norm {
+                let raw = &raw[t * width..][..width];
+                let q_inv = &mut q_inv_rms[t * config.num_attention_heads..];
+                let k_inv = &mut k_inv_rms[t * config.num_key_value_heads..];
+                let (q, rest) = row.split_at_mut(queries);
+                let (k, v) = rest.split_at_mut(keys);
+                math::rms_norm_inline(&raw[..queries], param(q_norm), eps, q, q_inv);
+                math::rms_norm_inline(&raw[queries..rotated], param(k_norm), eps, k, k_inv);
+                v.copy_from_slice(&raw[rotated..]);
+            }
+            for head in row[..rotated].chunks_exact_mut(config.head_dim) {
+                rope.rotate(head, position as usize);
+            }
+        }
+    });
+}
+
+/// From `state.attended` to the residual stream after the layer, `out`.
+pub(crate) fn finish_layer(
+    weights: &Weights,
+    layer: usize,
+    state: &mut LayerState,
+    out: &mut [f32],
+) {
+    let Model { config, layout, .. } = &*weights.model;
+    let packed = &weights.layers[layer];
+    let norm = &weights.params[layout.layers[layer].post_norm.clone()];
+    state.middle.copy_from_slice(&state.input);
+    matmul(&state.attended, &packed.output, &mut state.middle, Into::Add);
+    math::rms_norm(
+        &state.middle,
+        norm,
+        config.rms_norm_eps,
+        &mut state.middle_normed,
+        &mut state.middle_inv_rms,
+    );
+    matmul(&state.middle_normed, &packed.gate_up, &mut state.gate_up, Into::Set);
+    math::swiglu(&state.gate_up, config.intermediate_size, &mut state.hidden);
+    out.copy_from_slice(&state.middle);
+    matmul(&state.hidden, &packed.down, out, Into::Add);
+}
+
+/// Final norm of some rows of the residual stream.
+pub(crate) fn final_norm(weights: &Weights, x: &[f32], out: &mut [f32], inv_rms: &mut [f32]) {
+    let Model { config, layout, .. } = &*weights.model;
+    let norm = &weights.params[layout.final_norm.clone()];
+    math::rms_norm(x, norm, config.rms_norm_eps, out, inv_rms);
+}
+
+/// Logits of normed rows, `[t][v]`.
+pub(crate) fn logits<'a>(
+    weights: &Weights,
+    normed: &[f32],
+    buffer: &'a mut Vec<f32>,
+) -> &'a mut [f32] {
+    let config = &weights.model.config;
+    let rows = normed.len() / config.hidden_size;
+    let logits = fit(buffer, rows * config.vocab_size);
+    matmul(normed, &weights.head, logits, Into::Set);
+    logits
+}

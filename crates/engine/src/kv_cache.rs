@@ -1,0 +1,197 @@
+//! Keys and values of sequences in pages of 32 positions, shared where contexts agree.
+//!
+//! A page holds all layers of 32 positions. Sequences share pages by reference count and copy one
+//! before they write to it, so forks, siblings and turns of a session are all the same thing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::attention::{KeyValues, write_column};
+use crate::config::ModelConfig;
+use crate::kernels::gemm::{Into, PANEL, matmul_panels, padded};
+
+/// Positions of a page: one block of keys.
+pub(crate) const PAGE: usize = PANEL;
+
+/// Sizes of a page's parts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PageShape {
+    num_layers: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+}
+
+impl PageShape {
+    pub(crate) fn new(config: &ModelConfig) -> Self {
+        Self {
+            num_layers: config.num_hidden_layers,
+            num_kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+        }
+    }
+
+    /// Floats of one head's keys, `[head_dim][32]`.
+    fn keys_len(self) -> usize {
+        self.head_dim * PAGE
+    }
+
+    /// Floats of one head's values, `[head_dim / 32][32][32]`.
+    fn values_len(self) -> usize {
+        padded(self.head_dim) * PAGE
+    }
+
+    fn head_at(self, layer: usize, kv_head: usize) -> usize {
+        (layer * self.num_kv_heads + kv_head) * (self.keys_len() + self.values_len())
+    }
+
+    /// Bytes of a page.
+    pub(crate) fn num_bytes(self) -> usize {
+        self.head_at(self.num_layers, 0) * size_of::<f32>()
+    }
+}
+
+/// Keys and values of 32 positions. Positions not yet written hold zeros or stale finite numbers.
+#[derive(Debug)]
+pub(crate) struct Page {
+    data: Vec<f32>,
+    alive: Arc<AtomicUsize>,
+}
+
+impl Clone for Page {
+    fn clone(&self) -> Self {
+        self.alive.fetch_add(1, Ordering::Relaxed);
+        Self { data: self.data.clone(), alive: Arc::clone(&self.alive) }
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        self.alive.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Makes pages and knows how many are alive.
+#[derive(Debug)]
+pub(crate) struct PageAllocator {
+    pub shape: PageShape,
+    alive: Arc<AtomicUsize>,
+}
+
+impl PageAllocator {
+    pub(crate) fn new(shape: PageShape) -> Self {
+        Self { shape, alive: Arc::default() }
+    }
+
+    pub(crate) fn num_alive(&self) -> usize {
+        self.alive.load(Ordering::Relaxed)
+    }
+
+    fn page(&self) -> Arc<Page> {
+        self.alive.fetch_add(1, Ordering::Relaxed);
+        let data = vec![0.0; self.shape.num_bytes() / size_of::<f32>()];
+        Arc::new(Page { data, alive: Arc::clone(&self.alive) })
+    }
+}
+
+/// A sequence whose keys and values are known.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CachedSequence {
+    /// Tokens with keys and values, in order.
+    pub tokens: Vec<u32>,
+    pub pages: Vec<Arc<Page>>,
+}
+
+impl CachedSequence {
+    /// Number of leading tokens that agree with `context`.
+    pub(crate) fn common_prefix(&self, context: &[u32]) -> usize {
+        common_prefix(&self.tokens, context)
+    }
+
+    /// Shares the first `len` tokens.
+    pub(crate) fn fork(&self, len: usize) -> Self {
+        Self {
+            tokens: self.tokens[..len].to_vec(),
+            pages: self.pages[..len.div_ceil(PAGE)].to_vec(),
+        }
+    }
+
+    /// Makes room for positions up to `len`; pages that will be written to become this sequence's
+    /// own.
+    pub(crate) fn reserve(&mut self, len: usize, allocator: &PageAllocator) {
+        let first_written = self.tokens.len() / PAGE;
+        for page in self.pages.iter_mut().skip(first_written) {
+            Arc::make_mut(page);
+        }
+        while self.pages.len() * PAGE < len {
+            self.pages.push(allocator.page());
+        }
+    }
+
+    /// Writes one position of one layer: all heads' keys, then all heads' values, side by side.
+    /// [`CachedSequence::reserve`] made the page this sequence's own.
+    pub(crate) fn write(
+        &mut self,
+        shape: PageShape,
+        layer: usize,
+        position: usize,
+        keys: &[f32],
+        values: &[f32],
+    ) {
+        let page = Arc::make_mut(&mut self.pages[position / PAGE]);
+        let dim = shape.head_dim;
+        let heads = keys.chunks_exact(dim).zip(values.chunks_exact(dim));
+        for (kv_head, (key, value)) in heads.enumerate() {
+            let head = &mut page.data[shape.head_at(layer, kv_head)..];
+            let (key_block, rest) = head.split_at_mut(shape.keys_len());
+            write_column(key_block, position % PAGE, key);
+            for (panel, part) in value.chunks(PANEL).enumerate() {
+                let at = (panel * PAGE + position % PAGE) * PANEL;
+                rest[at..at + part.len()].copy_from_slice(part);
+            }
+        }
+    }
+
+    /// The keys and values of one head.
+    pub(crate) fn head(
+        &self,
+        shape: PageShape,
+        layer: usize,
+        kv_head: usize,
+    ) -> PagedKeyValues<'_> {
+        PagedKeyValues { pages: &self.pages, shape, at: shape.head_at(layer, kv_head) }
+    }
+}
+
+/// Number of leading elements that agree.
+pub(crate) fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(x, y)| x == y).count()
+}
+
+/// One head of a [`CachedSequence`].
+pub(crate) struct PagedKeyValues<'a> {
+    pages: &'a [Arc<Page>],
+    shape: PageShape,
+    at: usize,
+}
+
+impl KeyValues for PagedKeyValues<'_> {
+    fn scores(&self, q: &[f32], rows: usize, blocks: usize, scores: &mut [f32]) {
+        let dim = self.shape.head_dim;
+        for (block, page) in self.pages[..blocks].iter().enumerate() {
+            let keys = &page.data[self.at..][..self.shape.keys_len()];
+            let to = &mut scores[block * PANEL..];
+            matmul_panels(q, dim, (rows, dim, 1), keys, 0, to, blocks * PANEL, Into::Set);
+        }
+    }
+
+    fn mix(&self, probs: &[f32], rows: usize, blocks: usize, out: &mut [f32]) {
+        let width = padded(self.shape.head_dim);
+        for (block, page) in self.pages[..blocks].iter().enumerate() {
+            let start = self.at + self.shape.keys_len();
+            let values = &page.data[start..][..self.shape.values_len()];
+            let into = if block == 0 { Into::Set } else { Into::Add };
+            let (probs, shape) = (&probs[block * PANEL..], (rows, PAGE, width / PANEL));
+            matmul_panels(probs, blocks * PANEL, shape, values, PAGE * PANEL, out, width, into);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The embedded sampler: the face that many threads call, and its statistics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use patchwright_core::{Completion, PolicyVersion, SampleRequest, Sampler, SamplerError};
+
+use crate::engine::EngineOptions;
+use crate::kv_cache::PAGE;
+use crate::scheduler::{Command, Scheduler};
+use crate::weights::{Model, Weights};
+
+/// Samples from the published weights; see [`Sampler`].
+///
+/// One thread owns the caches and batches all requests: each step runs a chunk of every new
+/// context and one token of every other sequence. A completion depends on its request and the
+/// weights only, bit for bit, whatever else is in the batch.
+pub struct EmbeddedSampler {
+    model: Arc<Model>,
+    max_pages: usize,
+    commands: Sender<Command>,
+    stats: Arc<Counters>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What a sampler has done since it was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct SamplerStats {
+    /// Tokens drawn.
+    pub num_sampled_tokens: u64,
+    /// Context tokens computed.
+    pub num_prefill_tokens: u64,
+    /// Context tokens taken from a cache instead.
+    pub num_reused_tokens: u64,
+    /// Forward passes.
+    pub num_steps: u64,
+    /// Completions given.
+    pub num_completions: u64,
+    /// Time in forward passes.
+    pub busy: Duration,
+    /// Most tokens that were cached at once (in whole pages).
+    pub cached_tokens_max: u64,
+}
+
+/// [`SamplerStats`] while they grow.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub sampled_tokens: AtomicU64,
+    pub prefill_tokens: AtomicU64,
+    pub reused_tokens: AtomicU64,
+    pub steps: AtomicU64,
+    pub completions: AtomicU64,
+    pub busy_nanos: AtomicU64,
+    pub pages_max: AtomicU64,
+}
+
+impl EmbeddedSampler {
+    pub(crate) fn new(
+        weights: Arc<Weights>,
+        version: PolicyVersion,
+        options: &EngineOptions,
+    ) -> Result<Arc<Self>, SamplerError> {
+        let (commands, receiver) = channel();
+        let stats = Arc::new(Counters::default());
+        let model = Arc::clone(&weights.model);
+        let scheduler = Scheduler::new(weights, version, options, Arc::clone(&stats), receiver)?;
+        let thread = std::thread::Builder::new()
+            .name("sampler".to_owned())
+            .spawn(move || scheduler.run())
+            .map_err(|e| SamplerError::Engine(format!("cannot start the sampling thread: {e}")))?;
+        Ok(Arc::new(Self {
+            model,
+            max_pages: options.max_cached_tokens / PAGE,
+            commands,
+            stats,
+            thread: Mutex::new(Some(thread)),
+        }))
+    }
+
+    /// Serves other weights from now on. Requests that are being drawn are finished with the old
+    /// weights first; waiting ones get the new. All caches are dropped.
+    pub(crate) fn publish(
+        &self,
+        weights: Arc<Weights>,
+        version: PolicyVersion,
+    ) -> Result<(), SamplerError> {
+        let (done, wait) = sync_channel(1);
+        self.commands.send(Command::Publish { weights, version, done }).map_err(|_| ended())?;
+        wait.recv().map_err(|_| ended())
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> SamplerStats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        SamplerStats {
+            num_sampled_tokens: get(&self.stats.sampled_tokens),
+            num_prefill_tokens: get(&self.stats.prefill_tokens),
+            num_reused_tokens: get(&self.stats.reused_tokens),
+            num_steps: get(&self.stats.steps),
+            num_completions: get(&self.stats.completions),
+            busy: Duration::from_nanos(get(&self.stats.busy_nanos)),
+            cached_tokens_max: get(&self.stats.pages_max) * PAGE as u64,
+        }
+    }
+
+    fn check(&self, request: &SampleRequest) -> Result<(), SamplerError> {
+        let config = &self.model.config;
+        let bad = |reason: String| Err(SamplerError::BadRequest(reason));
+        let length = request.context.len();
+        if length == 0 {
+            return bad("the context is empty; give at least one token".to_owned());
+        }
+        if length >= config.max_position_embeddings {
+            return bad(format!(
+                "the context has {length} tokens, which leaves no room in the {} of the model",
+                config.max_position_embeddings
+            ));
+        }
+        let mut tokens = request.context.iter().chain(&request.stop_tokens);
+        if let Some(token) = tokens.find(|t| **t as usize >= config.vocab_size) {
+            return bad(format!("token {token} is not one of the model's {}", config.vocab_size));
+        }
+        if request.max_tokens == 0 {
+            return bad("max_tokens is 0, expected at least 1".to_owned());
+        }
+        let temperature = request.params.temperature;
+        if !(temperature.is_finite() && temperature >= 0.0) {
+            return bad(format!("temperature is {temperature}, expected 0 or more"));
+        }
+        let most = (length + request.max_tokens).min(config.max_position_embeddings);
+        if most.div_ceil(PAGE) > self.max_pages {
+            return bad(format!(
+                "needs a cache of {most} tokens, more than max_cached_tokens ({})",
+                self.max_pages * PAGE
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Sampler for EmbeddedSampler {
+    fn sample(&self, request: &SampleRequest) -> Result<Completion, SamplerError> {
+        self.check(request)?;
+        let (reply, wait) = sync_channel(1);
+        let command = Command::Sample { request: request.clone(), reply };
+        self.commands.send(command).map_err(|_| ended())?;
+        wait.recv().map_err(|_| ended())?
+    }
+
+    fn end_session(&self, session: u64) {
+        // A sampler that has ended has no sessions.
+        let _ = self.commands.send(Command::EndSession(session));
+    }
+
+    fn max_context(&self) -> usize {
+        self.model.config.max_position_embeddings
+    }
+}
+
+impl Drop for EmbeddedSampler {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Stop);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A panic there was already told to every caller as an ended sampler.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn ended() -> SamplerError {
+    SamplerError::Engine("the sampling thread has ended".to_owned())
+}

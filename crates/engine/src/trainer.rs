@@ -1,0 +1,373 @@
+//! The trainer: micro-batches over threads, gradient in a fixed order, AdamW, checkpoints.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use patchwright_core::{
+    AdamParams, ForwardBackward, Objective, OptimStats, PolicyVersion, Trainer, TrainerError,
+    TrainingSample,
+};
+
+use crate::checkpoint::{self, Checkpoint, CheckpointRef};
+use crate::config::ModelConfig;
+use crate::engine::EngineOptions;
+use crate::kernels::math;
+use crate::microbatch::{Learning, MicroBatchResult, Workspace};
+use crate::optim::{self, Moments};
+use crate::sampler::EmbeddedSampler;
+use crate::weights::{BackwardWeights, Weights};
+
+/// A batch is cut into at least this many micro-batches (tokens permitting), so that threads have
+/// something to share. Fixed: the cut, and so the gradient's bits, must not depend on the threads.
+const MIN_MICRO_BATCHES: usize = 16;
+
+/// No micro-batch is made smaller than this for the sake of more of them.
+const MIN_MICRO_BATCH_TOKENS: usize = 256;
+
+/// Trains the embedded policy; see [`Trainer`].
+///
+/// A batch is cut into micro-batches, each run by one thread; their gradients are added in order,
+/// whoever finishes first, so that the result has the same bits on any number of threads.
+pub struct EmbeddedTrainer {
+    weights: Arc<Weights>,
+    backward: BackwardWeights,
+    /// Whether `backward` is packed from other parameters than `weights`.
+    backward_is_stale: bool,
+    moments: Moments,
+    gradient: Vec<f32>,
+    threads: Vec<ThreadState>,
+    options: EngineOptions,
+    version: PolicyVersion,
+    sampler: Arc<EmbeddedSampler>,
+    attached: BTreeMap<String, Vec<u8>>,
+}
+
+/// What a thread keeps between micro-batches.
+#[derive(Default)]
+struct ThreadState {
+    workspace: Workspace,
+    gradient: Vec<f32>,
+}
+
+/// The gradient, and whose turn it is to add to it.
+struct Turn<'a> {
+    next: usize,
+    gradient: &'a mut [f32],
+    results: Vec<MicroBatchResult>,
+}
+
+impl EmbeddedTrainer {
+    pub(crate) fn new(
+        weights: Arc<Weights>,
+        moments: Moments,
+        version: PolicyVersion,
+        options: EngineOptions,
+        sampler: Arc<EmbeddedSampler>,
+    ) -> Self {
+        Self {
+            weights,
+            backward: BackwardWeights::default(),
+            backward_is_stale: true,
+            moments,
+            gradient: Vec::new(),
+            threads: Vec::new(),
+            options,
+            version,
+            sampler,
+            attached: BTreeMap::new(),
+        }
+    }
+
+    /// The architecture.
+    pub fn config(&self) -> &ModelConfig {
+        &self.weights.model.config
+    }
+
+    /// Optimizer steps since the moments were last reset.
+    pub fn optimizer_step(&self) -> u64 {
+        self.moments.step
+    }
+
+    /// A file that every later [`Trainer::save`] writes beside the weights, such as
+    /// `tokenizer.json`: part of the checkpoint, and of its manifest.
+    ///
+    /// # Errors
+    /// [`TrainerError::BadInput`] when `name` is not a plain file name, or one of the engine's own.
+    pub fn attach_file(&mut self, name: &str, bytes: Vec<u8>) -> Result<(), TrainerError> {
+        checkpoint::check_attached_name(name).map_err(TrainerError::BadInput)?;
+        self.attached.insert(name.to_owned(), bytes);
+        Ok(())
+    }
+
+    /// The gathered gradient of each tensor by its Hugging Face name, row-major.
+    pub fn gradients(&self) -> BTreeMap<String, Vec<f32>> {
+        self.by_name(&self.gradient)
+    }
+
+    /// The parameters of each tensor by its Hugging Face name, row-major.
+    pub fn parameters(&self) -> BTreeMap<String, Vec<f32>> {
+        self.by_name(&self.weights.params)
+    }
+
+    /// Overwrites one tensor, row-major.
+    ///
+    /// # Errors
+    /// [`TrainerError::BadInput`] for an unknown name, another size, or values that are not finite.
+    pub fn set_parameter(&mut self, name: &str, values: &[f32]) -> Result<(), TrainerError> {
+        let bad = |reason: &str| TrainerError::BadInput(format!("tensor {name} {reason}"));
+        let tensors = &self.weights.model.layout.tensors;
+        let spec = tensors.iter().find(|t| t.name == name).ok_or_else(|| bad("is unknown"))?;
+        let range = spec.range.clone();
+        if values.len() != range.len() {
+            return Err(bad("has another number of elements"));
+        }
+        if values.iter().any(|x| !x.is_finite()) {
+            return Err(bad("would not be finite"));
+        }
+        let weights = Arc::make_mut(&mut self.weights);
+        weights.params[range].copy_from_slice(values);
+        weights.pack();
+        self.backward_is_stale = true;
+        Ok(())
+    }
+
+    fn by_name(&self, flat: &[f32]) -> BTreeMap<String, Vec<f32>> {
+        let tensors = &self.weights.model.layout.tensors;
+        tensors
+            .iter()
+            .filter_map(|t| Some((t.name.clone(), flat.get(t.range.clone())?.to_vec())))
+            .collect()
+    }
+
+    fn check_samples(&self, samples: &[TrainingSample]) -> Result<(), TrainerError> {
+        let config = self.config();
+        for (index, sample) in samples.iter().enumerate() {
+            let bad = |reason: String| TrainerError::BadInput(format!("sample {index} {reason}"));
+            let n = sample.tokens.len();
+            if n == 0 {
+                return Err(bad("has no tokens".to_owned()));
+            }
+            if n > config.max_position_embeddings {
+                return Err(bad(format!(
+                    "has {n} tokens, the model takes {}",
+                    config.max_position_embeddings
+                )));
+            }
+            let fields = [
+                ("loss_mask", &sample.loss_mask),
+                ("advantages", &sample.advantages),
+                ("sampler_logprobs", &sample.sampler_logprobs),
+            ];
+            for (name, values) in fields {
+                if values.len() != n {
+                    return Err(bad(format!("has {n} tokens but {} {name}", values.len())));
+                }
+                if values.iter().any(|x| !x.is_finite()) {
+                    return Err(bad(format!("has {name} that are not finite")));
+                }
+            }
+            if let Some(token) = sample.tokens.iter().find(|t| **t as usize >= config.vocab_size) {
+                return Err(bad(format!("has token {token}, the model has {}", config.vocab_size)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts the batch, in order, into micro-batches of about equal token counts. The cut depends on
+    /// the samples and `max_batch_tokens` only.
+    fn micro_batches<'s>(&self, samples: &'s [TrainingSample]) -> Vec<Vec<&'s TrainingSample>> {
+        let total: usize = samples.iter().map(|s| s.tokens.len()).sum();
+        let target = total
+            .div_ceil(MIN_MICRO_BATCHES)
+            .max(MIN_MICRO_BATCH_TOKENS)
+            .min(self.options.max_batch_tokens);
+        let mut batches: Vec<Vec<&TrainingSample>> = Vec::new();
+        let mut room = 0;
+        for sample in samples {
+            let n = sample.tokens.len();
+            if n > room || batches.is_empty() {
+                batches.push(Vec::new());
+                room = target;
+            }
+            room = room.saturating_sub(n);
+            if let Some(batch) = batches.last_mut() {
+                batch.push(sample);
+            }
+        }
+        batches
+    }
+
+    /// Runs all samples; with an objective, adds to the gradient.
+    fn run(
+        &mut self,
+        samples: &[TrainingSample],
+        objective: Option<&dyn Objective>,
+    ) -> Vec<MicroBatchResult> {
+        let batches = self.micro_batches(samples);
+        if objective.is_some() {
+            self.gradient.resize(self.weights.params.len(), 0.0);
+            if std::mem::take(&mut self.backward_is_stale) {
+                self.backward.pack(&self.weights);
+            }
+        }
+        let num_threads = self.options.num_threads.min(batches.len()).max(1);
+        self.threads.resize_with(num_threads.max(self.threads.len()), ThreadState::default);
+        let results = batches.iter().map(|_| MicroBatchResult::default()).collect();
+        let turn = Mutex::new(Turn { next: 0, gradient: &mut self.gradient, results });
+        let (claimed, added) = (AtomicUsize::new(0), Condvar::new());
+        let (weights, backward) = (&*self.weights, &self.backward);
+        let work = |state: &mut ThreadState| loop {
+            let index = claimed.fetch_add(1, Ordering::Relaxed);
+            let Some(batch) = batches.get(index) else { return };
+            let learning = objective.map(|objective| {
+                state.gradient.clear();
+                state.gradient.resize(weights.params.len(), 0.0);
+                Learning { objective, backward, gradient: &mut state.gradient }
+            });
+            let result = state.workspace.run(weights, batch, learning);
+            let mut turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            if objective.is_some() {
+                while turn.next != index {
+                    turn = added.wait(turn).unwrap_or_else(PoisonError::into_inner);
+                }
+                math::add_assign(turn.gradient, &state.gradient);
+                turn.next += 1;
+                added.notify_all();
+            }
+            turn.results[index] = result;
+        };
+        std::thread::scope(|scope| {
+            let Some((own, others)) = self.threads[..num_threads].split_first_mut() else { return };
+            for state in others {
+                scope.spawn(|| work(state));
+            }
+            work(own);
+        });
+        turn.into_inner().unwrap_or_else(PoisonError::into_inner).results
+    }
+
+    fn set_weights(&mut self, weights: Arc<Weights>) {
+        self.weights = weights;
+        self.backward_is_stale = true;
+    }
+}
+
+impl Trainer for EmbeddedTrainer {
+    fn forward_backward(
+        &mut self,
+        samples: &[TrainingSample],
+        objective: &dyn Objective,
+    ) -> Result<ForwardBackward, TrainerError> {
+        self.check_samples(samples)?;
+        let mut total = ForwardBackward::default();
+        for result in self.run(samples, Some(objective)) {
+            total.logprobs.extend(result.logprobs);
+            total.loss += result.loss;
+            total.num_loss_tokens += result.num_loss_tokens;
+            total.num_clipped += result.num_clipped;
+        }
+        if !total.loss.is_finite() || total.logprobs.iter().flatten().any(|x| x.is_nan()) {
+            // Nothing useful can be added to it any more.
+            self.gradient.fill(0.0);
+            return Err(TrainerError::Diverged(format!(
+                "the loss over {} tokens is {}; the gathered gradient was dropped",
+                total.num_loss_tokens, total.loss
+            )));
+        }
+        Ok(total)
+    }
+
+    fn forward(&mut self, samples: &[TrainingSample]) -> Result<Vec<Vec<f32>>, TrainerError> {
+        self.check_samples(samples)?;
+        Ok(self.run(samples, None).into_iter().flat_map(|r| r.logprobs).collect())
+    }
+
+    fn optim_step(&mut self, params: &AdamParams) -> Result<OptimStats, TrainerError> {
+        check_adam(params)?;
+        self.gradient.resize(self.weights.params.len(), 0.0);
+        let norm = optim::norm(&self.gradient);
+        if !norm.is_finite() {
+            self.gradient.fill(0.0);
+            return Err(TrainerError::Diverged(format!(
+                "the gradient's norm is {norm}; it was dropped and the weights are as before"
+            )));
+        }
+        let clip = f64::from(params.grad_clip);
+        // PyTorch's `clip_grad_norm_` has the same small term.
+        let scale = if clip > 0.0 && norm > clip { (clip / (norm + 1e-6)) as f32 } else { 1.0 };
+        let weights = Arc::make_mut(&mut self.weights);
+        let model = Arc::clone(&weights.model);
+        let moments = &mut self.moments;
+        optim::adamw(&model.layout, &mut weights.params, &self.gradient, scale, moments, params);
+        weights.pack();
+        self.backward_is_stale = true;
+        self.gradient.fill(0.0);
+        Ok(OptimStats { grad_norm: norm as f32 })
+    }
+
+    fn save(&mut self, dir: &Path) -> Result<(), TrainerError> {
+        let model = &self.weights.model;
+        let checkpoint = CheckpointRef {
+            config: &model.config,
+            params: &self.weights.params,
+            moments: &self.moments,
+            version: self.version,
+        };
+        checkpoint::save(dir, &model.layout, &checkpoint, &self.attached)
+    }
+
+    fn load(&mut self, dir: &Path) -> Result<(), TrainerError> {
+        let Checkpoint { config, params, moments, version } = checkpoint::load(dir)?;
+        if config != *self.config() {
+            return Err(TrainerError::Checkpoint {
+                path: dir.display().to_string(),
+                reason: "has another architecture than the engine that loads it".to_owned(),
+            });
+        }
+        let weights = Arc::new(Weights::new(Arc::clone(&self.weights.model), params));
+        self.sampler
+            .publish(Arc::clone(&weights), version)
+            .map_err(|error| TrainerError::Engine(error.to_string()))?;
+        self.set_weights(weights);
+        (self.moments, self.version) = (moments, version);
+        self.gradient.fill(0.0);
+        Ok(())
+    }
+
+    fn publish(&mut self) -> Result<PolicyVersion, TrainerError> {
+        let version = PolicyVersion(self.version.0 + 1);
+        self.sampler
+            .publish(Arc::clone(&self.weights), version)
+            .map_err(|error| TrainerError::Engine(error.to_string()))?;
+        self.version = version;
+        Ok(version)
+    }
+
+    fn reset_optimizer(&mut self) {
+        self.moments = Moments::default();
+        self.gradient.fill(0.0);
+    }
+
+    fn policy_version(&self) -> PolicyVersion {
+        self.version
+    }
+}
+
+fn check_adam(p: &AdamParams) -> Result<(), TrainerError> {
+    let checks = [
+        ("lr", p.lr, p.lr >= 0.0),
+        ("beta1", p.beta1, (0.0..1.0).contains(&p.beta1)),
+        ("beta2", p.beta2, (0.0..1.0).contains(&p.beta2)),
+        ("eps", p.eps, p.eps > 0.0),
+        ("weight_decay", p.weight_decay, p.weight_decay >= 0.0),
+        ("grad_clip", p.grad_clip, p.grad_clip >= 0.0),
+    ];
+    match checks.iter().find(|(_, value, good)| !(value.is_finite() && *good)) {
+        Some((name, value, _)) => {
+            Err(TrainerError::BadInput(format!("optimizer parameter {name} is {value}")))
+        }
+        None => Ok(()),
+    }
+}
