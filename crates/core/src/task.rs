@@ -102,6 +102,9 @@ pub enum TaskError {
         /// What is wrong.
         reason: String,
     },
+    /// Tasks could not be validated by running them: the sandbox or its python3 failed.
+    #[error("validation: {0}")]
+    Validation(String),
     /// An operation of the host failed.
     #[error("{context}: {source}")]
     Io {

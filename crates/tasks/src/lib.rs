@@ -1,5 +1,8 @@
 //! Task instances: rows, the embedded task sets, bug injection, validation, the pool.
 
+pub mod generated;
 pub mod inject;
+pub mod issue;
 
 pub mod katas;
+pub mod validate;
