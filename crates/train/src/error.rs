@@ -101,7 +101,10 @@ pub enum TrainError {
         /// The trainer's version.
         found: PolicyVersion,
     },
-    /// The run was asked to stop.
+    /// A part of the run ended because the run was asked to stop.
+    #[error("the run was asked to stop")]
+    Cancelled,
+    /// The run was asked to stop, and did.
     #[error("interrupted; go on with --resume {}", dir.display())]
     Interrupted {
         /// The run directory.
