@@ -122,6 +122,17 @@ pub fn parse(text: &str) -> Result<Command, FormatError> {
     tool_call(name, line).map(Command::Tool)
 }
 
+/// Splits one line into words as the grammar of tools does. The error is for people.
+pub(crate) fn split_words(text: &str) -> Result<Vec<String>, String> {
+    match lex(text.trim()) {
+        Ok(Line { words, heredocs }) if heredocs.is_empty() => Ok(words),
+        Ok(_) | Err(FormatError::SeveralCommands | FormatError::NoCommand) => {
+            Err("it must be one simple command".to_owned())
+        }
+        Err(FormatError::Malformed(reason)) => Err(reason),
+    }
+}
+
 fn skip_comments(mut text: &str) -> &str {
     while text.starts_with('#') {
         text = text.find('\n').map_or("", |end| text[end..].trim_start());

@@ -5,7 +5,9 @@
 //! its one command, [`tools`] runs it in a `Sandbox`, and the observation is appended.
 
 pub mod command;
+pub mod environment;
 pub mod fixture;
+pub mod grade;
 pub mod parse;
 pub mod profile;
 pub mod react;
@@ -14,6 +16,8 @@ pub mod scripted;
 pub mod tokenizer;
 pub mod tools;
 
+pub use environment::sandbox_spec;
+pub use grade::{Grade, GradeCache, GradeError, Grader, GraderOptions};
 pub use profile::{CommandStyle, Profile, ProfileError};
 pub use react::{AgentConfig, AgentRun, run_agent};
 pub use render::{Prompt, Renderer};
