@@ -1,0 +1,133 @@
+//! Measures sandboxes on this machine:
+//! `cargo run --release -p patchwright-sandbox --example throughput [SECONDS]`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use patchwright_core::{
+    ExecRequest, ExecStatus, RepoSource, Sandbox, SandboxError, SandboxLimits, SandboxProvider,
+    SandboxSpec,
+};
+use patchwright_sandbox::{NativeOptions, NativeSandboxes};
+
+fn spec() -> SandboxSpec {
+    let files: BTreeMap<_, _> = (0..6)
+        .map(|n| (format!("pkg/m{n}.py"), format!("def f{n}(x):\n    return x + {n}\n").repeat(20)))
+        .collect();
+    SandboxSpec {
+        repo: RepoSource::Files(Arc::new(files)),
+        workdir: "/testbed".to_owned(),
+        read_only_mounts: Vec::new(),
+        env: BTreeMap::new(),
+        limits: SandboxLimits::default(),
+    }
+}
+
+fn exec(sandbox: &mut dyn Sandbox, argv: &[&str]) -> Result<(), SandboxError> {
+    let output = sandbox.exec(&ExecRequest::argv(argv, "/testbed", Duration::from_secs(20)))?;
+    assert_eq!(output.status, ExecStatus::Exited(0), "{argv:?}");
+    Ok(())
+}
+
+/// p50 and p99 in milliseconds.
+fn quantiles(mut times: Vec<Duration>) -> (f64, f64) {
+    times.sort_unstable();
+    let at = |q: f64| times[((times.len() - 1) as f64 * q) as usize].as_secs_f64() * 1e3;
+    (at(0.5), at(0.99))
+}
+
+fn report(name: &str, times: Vec<Duration>) {
+    let n = times.len();
+    let (p50, p99) = quantiles(times);
+    println!("{name:<44} p50 {p50:7.2} ms   p99 {p99:7.2} ms   n {n}");
+}
+
+fn repeat(
+    seconds: f64,
+    mut body: impl FnMut() -> Result<(), SandboxError>,
+) -> Result<Vec<Duration>, SandboxError> {
+    body()?;
+    let start = Instant::now();
+    let mut times = Vec::new();
+    while start.elapsed().as_secs_f64() < seconds {
+        let one = Instant::now();
+        body()?;
+        times.push(one.elapsed());
+    }
+    Ok(times)
+}
+
+fn life(provider: &NativeSandboxes, spec: &SandboxSpec) -> Result<(), SandboxError> {
+    let mut sandbox = provider.create(spec)?;
+    exec(&mut *sandbox, &["true"])?;
+    sandbox.destroy()
+}
+
+fn main() -> Result<(), SandboxError> {
+    let seconds = std::env::args().nth(1).and_then(|s| s.parse().ok()).unwrap_or(2.0);
+    let start = Instant::now();
+    let provider = NativeSandboxes::new(NativeOptions::default())?;
+    println!("limits by {}", provider.limits_rung());
+    println!("provider started in {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+    let spec = spec();
+
+    report("create + exec true + destroy", repeat(seconds, || life(&provider, &spec))?);
+    let (mut create, mut destroy) = (Vec::new(), Vec::new());
+    repeat(seconds, || {
+        let one = Instant::now();
+        let sandbox = provider.create(&spec)?;
+        create.push(one.elapsed());
+        let one = Instant::now();
+        sandbox.destroy()?;
+        destroy.push(one.elapsed());
+        Ok(())
+    })?;
+    report("  create", create);
+    report("  destroy", destroy);
+
+    let mut sandbox = provider.create(&spec)?;
+    report("exec true", repeat(seconds, || exec(&mut *sandbox, &["true"]))?);
+    report("exec bash -c :", repeat(seconds, || exec(&mut *sandbox, &["bash", "-c", ":"]))?);
+    let python = ["python3", "-I", "-S", "-c", "pass"];
+    report("exec python3 -I -S -c pass", repeat(seconds, || exec(&mut *sandbox, &python))?);
+    report("diff", repeat(seconds, || sandbox.diff().map(drop))?);
+    report("fork + destroy", repeat(seconds, || sandbox.fork()?.destroy())?);
+    sandbox.destroy()?;
+
+    for num_threads in [1, 8, 32] {
+        let stop = AtomicBool::new(false);
+        let start = Instant::now();
+        let times: Result<Vec<Vec<_>>, SandboxError> = std::thread::scope(|scope| {
+            let work = || {
+                let mut times = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let one = Instant::now();
+                    life(&provider, &spec)?;
+                    times.push(one.elapsed());
+                }
+                Ok(times)
+            };
+            let threads: Vec<_> = (0..num_threads).map(|_| scope.spawn(work)).collect();
+            std::thread::sleep(Duration::from_secs_f64(seconds));
+            stop.store(true, Ordering::Relaxed);
+            threads
+                .into_iter()
+                .map(|thread| {
+                    thread.join().unwrap_or_else(|_| {
+                        Err(SandboxError::Died("a thread of the benchmark panicked".to_owned()))
+                    })
+                })
+                .collect()
+        });
+        let times: Vec<_> = times?.into_iter().flatten().collect();
+        let per_second = times.len() as f64 / start.elapsed().as_secs_f64();
+        let (p50, p99) = quantiles(times);
+        println!(
+            "{num_threads:>2} threads: {per_second:6.1} sandboxes/s   p50 {p50:7.2} ms   \
+             p99 {p99:7.2} ms"
+        );
+    }
+    Ok(())
+}

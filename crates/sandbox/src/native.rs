@@ -1,0 +1,452 @@
+//! One sandbox, from the host's side.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::io::{self, BufReader, BufWriter, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use patchwright_core::{
+    ExecOutput, ExecRequest, ExecStatus, FileChange, RepoSource, Sandbox, SandboxError,
+    SandboxLimits, SandboxSpec,
+};
+
+use crate::command::{Command, Ended};
+use crate::diff::{Pristine, Written};
+use crate::helper::{SNAPSHOT_ALL, SNAPSHOT_CHANGES, read_request, write_request};
+use crate::plan::{Plan, Source};
+use crate::provider::{Inner, Slot, died, from_refusal, host_error};
+use crate::python;
+use crate::template::HOME;
+use crate::tree::{self, Entry, Skip, Walk};
+use crate::wire::{Cause, Kind, MAX_FRAME, Refusal, receive, send};
+
+/// How long PID 1 may take to answer, beyond what the request itself may take.
+const GRACE: Duration = Duration::from_secs(60);
+/// Longest output that is kept of one stream.
+const MAX_OUTPUT: usize = 16 << 20;
+/// Memory that must be left when the disk, which is memory too, is full.
+const BESIDE_DISK: u64 = 32 << 20;
+/// Files of memory have one time of change, so that listings are the same in every sandbox:
+/// 2020-01-01 00:00:00 UTC.
+const MTIME: i64 = 1_577_836_800;
+
+/// A native sandbox.
+pub struct NativeSandbox {
+    inner: Arc<Inner>,
+    /// `None` once it is destroyed, or found dead.
+    slot: Option<Slot>,
+    plan: Plan,
+    repo: RepoSource,
+    env: BTreeMap<String, String>,
+}
+
+impl NativeSandbox {
+    /// Makes a sandbox.
+    pub(crate) fn create(inner: &Arc<Inner>, spec: &SandboxSpec) -> Result<Self, SandboxError> {
+        check(&spec.limits)?;
+        let source = match &spec.repo {
+            RepoSource::Files(_) => Source::Tree,
+            RepoSource::Directory(path) => {
+                let path = path.canonicalize().map_err(|error| SandboxError::Path {
+                    path: path.display().to_string(),
+                    reason: error.to_string(),
+                })?;
+                if inner.machine().overlay { Source::Directory(path) } else { Source::Tree }
+            }
+        };
+        let mut read_only = Vec::new();
+        for (from, to) in &spec.read_only_mounts {
+            let from = from.canonicalize().map_err(|error| SandboxError::Path {
+                path: from.display().to_string(),
+                reason: error.to_string(),
+            })?;
+            read_only.push((from, to.clone()));
+        }
+        let limits = spec.limits.clone();
+        let plan = Plan { workdir: spec.workdir.clone(), source, fresh: true, read_only, limits };
+        let mut sandbox = Self {
+            inner: Arc::clone(inner),
+            slot: None,
+            plan,
+            repo: spec.repo.clone(),
+            env: environment(&spec.env),
+        };
+        match sandbox.start_fresh() {
+            Err(Start::NoOverlay(_)) => {
+                sandbox.plan.source = Source::Tree;
+                sandbox.start_fresh().map_err(SandboxError::from)?;
+            }
+            other => other.map_err(SandboxError::from)?,
+        }
+        Ok(sandbox)
+    }
+
+    fn start_fresh(&mut self) -> Result<(), Start> {
+        let repo = self.repo.clone();
+        let whole = self.plan.source == Source::Tree;
+        let disk_bytes = self.plan.limits.disk_bytes;
+        self.start(|to| match &repo {
+            RepoSource::Files(files) => send_files(files, to),
+            RepoSource::Directory(path) if whole => send_directory(path, disk_bytes, to),
+            RepoSource::Directory(_) => Ok(()),
+        })
+    }
+
+    /// Takes a slot and makes the sandbox of the plan in it, with the tree that `fill` sends.
+    fn start(
+        &mut self,
+        fill: impl FnOnce(&mut BufWriter<&UnixStream>) -> Result<(), SandboxError>,
+    ) -> Result<(), Start> {
+        let slot = self.inner.take_slot().map_err(Start::Failed)?;
+        let (sent, answer) = {
+            let stream = &slot.stream;
+            let _ = stream.set_read_timeout(Some(GRACE));
+            let mut to = BufWriter::with_capacity(128 << 10, stream);
+            let sent = send(&mut to, Kind::Create, &self.plan.encode())
+                .map_err(|e| host_error("make a sandbox", e))
+                .and_then(|()| fill(&mut to))
+                .and_then(|()| {
+                    send(&mut to, Kind::End, &[])
+                        .and_then(|()| to.flush())
+                        .map_err(|e| host_error("make a sandbox", e))
+                });
+            let answer = if sent.is_ok() { receive(&mut &*stream).ok().flatten() } else { None };
+            // What could not be sent must not be sent when the writer goes.
+            let _ = to.into_parts();
+            (sent, answer)
+        };
+        match answer {
+            Some((Kind::Ready, _)) => {
+                self.slot = Some(slot);
+                Ok(())
+            }
+            Some((Kind::Refused, body)) => {
+                let refusal = Refusal::decode(&body);
+                match receive(&mut &slot.stream) {
+                    Ok(Some((Kind::Gone, _))) => self.inner.give_back(slot),
+                    _ => self.inner.abandon(slot),
+                }
+                match refusal {
+                    Ok(refusal) if refusal.cause == Cause::NoOverlay => {
+                        Err(Start::NoOverlay(refusal))
+                    }
+                    Ok(refusal) => Err(Start::Failed(from_refusal(refusal))),
+                    Err(error) => Err(Start::Failed(host_error("make a sandbox", error))),
+                }
+            }
+            _ => {
+                self.inner.abandon(slot);
+                Err(Start::Failed(sent.err().unwrap_or_else(|| died("while it was made"))))
+            }
+        }
+    }
+
+    /// Sends a request and awaits its answer.
+    fn ask(&mut self, kind: Kind, body: &[u8], time: Duration) -> Result<Vec<u8>, SandboxError> {
+        let Some(slot) = &self.slot else { return Err(died("it was used after its end")) };
+        let stream = &slot.stream;
+        let answer = stream
+            .set_read_timeout(Some(time.saturating_add(GRACE)))
+            .and_then(|()| send(&mut &*stream, kind, body))
+            .and_then(|()| receive(&mut &*stream));
+        match answer {
+            Ok(Some((Kind::Done, body))) => Ok(body),
+            Ok(Some((Kind::Refused, body))) => match Refusal::decode(&body) {
+                Ok(refusal) => Err(from_refusal(refusal)),
+                Err(error) => Err(self.dead(&error.to_string())),
+            },
+            Ok(Some(_)) => Err(self.dead("it answered out of protocol")),
+            Ok(None) => Err(self.dead("its PID 1 is gone")),
+            Err(error) => Err(self.dead(&error.to_string())),
+        }
+    }
+
+    /// The sandbox is of no more use: everything in it ends now.
+    fn dead(&mut self, why: &str) -> SandboxError {
+        if let Some(slot) = self.slot.take() {
+            self.inner.abandon(slot);
+        }
+        died(why)
+    }
+
+    fn pristine(&self) -> Result<Pristine, SandboxError> {
+        match &self.repo {
+            RepoSource::Files(files) => Ok(Pristine::Files(Arc::clone(files))),
+            RepoSource::Directory(path) => tree::open_host_dir(path)
+                .map(Pristine::Directory)
+                .map_err(|e| host_error(&format!("open {}", path.display()), e.into())),
+        }
+    }
+
+    fn written(&mut self) -> Result<Written, SandboxError> {
+        let Some(slot) = &self.slot else { return Err(died("it was used after its end")) };
+        let mut written = Written::new(self.plan.source == Source::Tree);
+        let mut refused = None;
+        let taken = (|| -> io::Result<()> {
+            slot.stream.set_read_timeout(Some(GRACE))?;
+            send(&mut &slot.stream, Kind::Snapshot, &[SNAPSHOT_CHANGES])?;
+            let mut from = BufReader::with_capacity(128 << 10, &slot.stream);
+            loop {
+                match Entry::receive(&mut from)? {
+                    Ok(Some(entry)) => {
+                        if let Err(error) = written.add(entry) {
+                            refused.get_or_insert(SandboxError::Limit(error.to_string()));
+                        }
+                    }
+                    Ok(None) => return Ok(()),
+                    Err(refusal) => {
+                        refused = Some(from_refusal(refusal));
+                        return Ok(());
+                    }
+                }
+            }
+        })();
+        taken.map_err(|error| self.dead(&error.to_string()))?;
+        refused.map_or(Ok(written), Err)
+    }
+
+    fn end(&mut self) -> Result<(), SandboxError> {
+        let Some(slot) = self.slot.take() else { return Ok(()) };
+        let gone = slot
+            .stream
+            .set_read_timeout(Some(GRACE))
+            .and_then(|()| send(&mut &slot.stream, Kind::Destroy, &[]))
+            .and_then(|()| receive(&mut &slot.stream));
+        if matches!(gone, Ok(Some((Kind::Gone, _)))) {
+            self.inner.give_back(slot);
+        } else {
+            // It died by itself; its slot has ended with it, and this makes sure.
+            self.inner.abandon(slot);
+        }
+        Ok(())
+    }
+}
+
+/// Why a sandbox was not made.
+enum Start {
+    NoOverlay(Refusal),
+    Failed(SandboxError),
+}
+
+impl From<Start> for SandboxError {
+    fn from(start: Start) -> Self {
+        match start {
+            Start::NoOverlay(refusal) => from_refusal(refusal),
+            Start::Failed(error) => error,
+        }
+    }
+}
+
+impl Sandbox for NativeSandbox {
+    fn exec(&mut self, request: &ExecRequest) -> Result<ExecOutput, SandboxError> {
+        let Some(command) = command(&self.env, request) else {
+            return Ok(not_started("the command or its environment holds a NUL byte"));
+        };
+        let body = command.encode();
+        if body.len() > MAX_FRAME {
+            return Err(SandboxError::Limit(format!(
+                "a command with its input may have {MAX_FRAME} bytes, this one has {}",
+                body.len()
+            )));
+        }
+        let answer = self.ask(Kind::Exec, &body, request.timeout)?;
+        match Ended::decode(&answer) {
+            Ok(ended) => Ok(ended.0),
+            Err(error) => Err(self.dead(&error.to_string())),
+        }
+    }
+
+    fn read(&mut self, path: &str, max_bytes: usize) -> Result<Vec<u8>, SandboxError> {
+        self.ask(Kind::Read, &read_request(path, max_bytes), Duration::ZERO)
+    }
+
+    fn write(&mut self, path: &str, bytes: &[u8]) -> Result<(), SandboxError> {
+        if bytes.len() as u64 > self.plan.limits.disk_bytes || bytes.len() > MAX_FRAME / 2 {
+            return Err(SandboxError::Limit(format!("{path}: {} bytes are too many", bytes.len())));
+        }
+        self.ask(Kind::Write, &write_request(path, bytes), Duration::ZERO).map(drop)
+    }
+
+    fn diff(&mut self) -> Result<Vec<FileChange>, SandboxError> {
+        let written = self.written()?;
+        let pristine = self.pristine()?;
+        written.changes(&pristine).map_err(|error| {
+            if error.kind() == io::ErrorKind::InvalidData {
+                SandboxError::Limit(error.to_string())
+            } else {
+                host_error("read the pristine repository", error)
+            }
+        })
+    }
+
+    fn fork(&mut self) -> Result<Box<dyn Sandbox>, SandboxError> {
+        let mut copy = Self {
+            inner: Arc::clone(&self.inner),
+            slot: None,
+            plan: Plan { fresh: false, ..self.plan.clone() },
+            repo: self.repo.clone(),
+            env: self.env.clone(),
+        };
+        let Some(slot) = &self.slot else { return Err(died("it was used after its end")) };
+        let mut source = Ok(());
+        let started = copy.start(|to| {
+            source = relay(&slot.stream, to);
+            Ok(())
+        });
+        match source {
+            Ok(()) => {}
+            Err(Relay::Refused(refusal)) => return Err(from_refusal(refusal)),
+            Err(Relay::Broken(error)) => return Err(self.dead(&error.to_string())),
+        }
+        started.map_err(SandboxError::from)?;
+        Ok(Box::new(copy))
+    }
+
+    fn destroy(mut self: Box<Self>) -> Result<(), SandboxError> {
+        self.end()
+    }
+}
+
+impl Drop for NativeSandbox {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
+
+enum Relay {
+    Refused(Refusal),
+    Broken(io::Error),
+}
+
+/// Carries a sandbox's writable tree over to another, without its end. The source is read to its
+/// end whatever becomes of the other side.
+fn relay(source: &UnixStream, to: &mut BufWriter<&UnixStream>) -> Result<(), Relay> {
+    let started = source
+        .set_read_timeout(Some(GRACE))
+        .and_then(|()| send(&mut &*source, Kind::Snapshot, &[SNAPSHOT_ALL]));
+    started.map_err(Relay::Broken)?;
+    let mut from = BufReader::with_capacity(128 << 10, source);
+    let mut writable = true;
+    loop {
+        match receive(&mut from).map_err(Relay::Broken)? {
+            Some((Kind::End, _)) => return Ok(()),
+            Some((Kind::Refused, body)) => {
+                return Err(Relay::Refused(Refusal::decode(&body).map_err(Relay::Broken)?));
+            }
+            Some((kind, body)) => writable = writable && send(to, kind, &body).is_ok(),
+            None => return Err(Relay::Broken(io::ErrorKind::UnexpectedEof.into())),
+        }
+    }
+}
+
+fn check(limits: &SandboxLimits) -> Result<(), SandboxError> {
+    let refuse = |why: String| Err(SandboxError::Limit(why));
+    if limits.disk_bytes.saturating_add(BESIDE_DISK) > limits.memory_bytes {
+        return refuse(format!(
+            "disk_bytes ({}) must be at least {BESIDE_DISK} below memory_bytes ({}): what is \
+             written is held in memory",
+            limits.disk_bytes, limits.memory_bytes
+        ));
+    }
+    if limits.output_bytes > MAX_OUTPUT {
+        return refuse(format!(
+            "output_bytes ({}) may be at most {MAX_OUTPUT}",
+            limits.output_bytes
+        ));
+    }
+    if limits.num_processes == 0 || limits.cpu_seconds == 0 || limits.disk_bytes == 0 {
+        return refuse("num_processes, cpu_seconds and disk_bytes must be at least 1".to_owned());
+    }
+    Ok(())
+}
+
+/// What every command finds in its environment.
+fn environment(own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let path = match &python::find().bin {
+        Some(bin) => format!("{}:{system}", bin.display()),
+        None => system.to_owned(),
+    };
+    let mut env: BTreeMap<String, String> = [
+        ("PATH", path.as_str()),
+        ("HOME", HOME),
+        ("LANG", "C.UTF-8"),
+        ("PYTHONDONTWRITEBYTECODE", "1"),
+        ("PYTHONHASHSEED", "0"),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .collect();
+    env.extend(own.iter().map(|(name, value)| (name.clone(), value.clone())));
+    env
+}
+
+/// The command as it travels; `None` when a text cannot be a C string.
+fn command(base: &BTreeMap<String, String>, request: &ExecRequest) -> Option<Command> {
+    let mut env = base.clone();
+    env.extend(request.env.iter().map(|(name, value)| (name.clone(), value.clone())));
+    let argv: Vec<_> =
+        request.argv.iter().map(|a| CString::new(a.as_str()).ok()).collect::<Option<_>>()?;
+    let env =
+        env.iter().map(|(n, v)| CString::new(format!("{n}={v}")).ok()).collect::<Option<_>>()?;
+    let argv = if argv.is_empty() { vec![CString::default()] } else { argv };
+    let (cwd, stdin) = (request.cwd.clone(), request.stdin.clone());
+    Some(Command { argv, cwd, env, stdin, timeout: request.timeout })
+}
+
+fn not_started(why: &str) -> ExecOutput {
+    ExecOutput {
+        status: ExecStatus::Exited(126),
+        stdout: Vec::new(),
+        stderr: format!("{why}\n").into_bytes(),
+        dropped_bytes: 0,
+    }
+}
+
+/// Sends files of memory as the repository.
+fn send_files(
+    files: &BTreeMap<String, String>,
+    to: &mut BufWriter<&UnixStream>,
+) -> Result<(), SandboxError> {
+    let mut made = std::collections::BTreeSet::new();
+    for (name, text) in files {
+        if !tree::is_clean(name.as_bytes()) {
+            return Err(SandboxError::Path {
+                path: name.clone(),
+                reason: "is not a relative path of plain names".to_owned(),
+            });
+        }
+        let path = format!("repo/{name}");
+        for (at, _) in path.match_indices('/').skip(1) {
+            if made.insert(path[..at].to_owned()) {
+                let path = path.as_bytes()[..at].to_vec();
+                Entry::Dir { path, mode: 0o755, mtime_s: MTIME, mtime_ns: 0, opaque: false }
+                    .send(to)
+                    .map_err(|e| host_error("send the repository", e))?;
+            }
+        }
+        let (path, size) = (path.into_bytes(), text.len() as u64);
+        Entry::File { path, mode: 0o644, mtime_s: MTIME, mtime_ns: 0, size }
+            .send(to)
+            .map_err(|e| host_error("send the repository", e))?;
+        for (n, data) in text.as_bytes().chunks(1 << 20).enumerate() {
+            Entry::Chunk { offset: (n as u64) << 20, data: data.to_vec() }
+                .send(to)
+                .map_err(|e| host_error("send the repository", e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Sends a host directory as the repository, where it cannot be shared.
+fn send_directory(
+    path: &std::path::Path,
+    disk_bytes: u64,
+    to: &mut BufWriter<&UnixStream>,
+) -> Result<(), SandboxError> {
+    let dir = tree::open_host_dir(path)
+        .map_err(|e| host_error(&format!("open {}", path.display()), e.into()))?;
+    Walk::new(to, Skip::TopGit, disk_bytes).send(&dir, b"repo").map_err(from_refusal)
+}

@@ -1,0 +1,215 @@
+//! What the host tells its helpers: how to start ([`Boot`]), what the machine allows
+//! ([`Machine`]), and what one sandbox is made of ([`Plan`]).
+
+use std::io;
+use std::path::PathBuf;
+
+use patchwright_core::SandboxLimits;
+
+use crate::wire::{Decoder, Encoder, malformed};
+
+/// How the bound on memory is enforced. The other bounds never depend on it: processes are
+/// counted by the kernel per user namespace, CPU time and wall-clock time by PID 1 and rlimits,
+/// disk by the size of the file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitsRung {
+    /// A cgroup v2 subtree that was delegated to this user: exact.
+    CgroupV2,
+    /// The v1 `memory` controller, as root: exact.
+    CgroupV1,
+    /// `RLIMIT_AS` at twice the bound per process, and PID 1 sums the tree's memory every few
+    /// milliseconds and kills the command past the bound: a fast allocation overshoots by what
+    /// it takes in that time, and memory in files that no process has mapped (`memfd`) escapes
+    /// the sum.
+    Watchdog,
+}
+
+impl LimitsRung {
+    pub(crate) fn from_byte(byte: u8) -> io::Result<Self> {
+        match byte {
+            1 => Ok(Self::CgroupV2),
+            2 => Ok(Self::CgroupV1),
+            3 => Ok(Self::Watchdog),
+            _ => Err(malformed("unknown rung")),
+        }
+    }
+
+    pub(crate) fn byte(self) -> u8 {
+        match self {
+            Self::CgroupV2 => 1,
+            Self::CgroupV1 => 2,
+            Self::Watchdog => 3,
+        }
+    }
+}
+
+impl std::fmt::Display for LimitsRung {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::CgroupV2 => "cgroup v2",
+            Self::CgroupV1 => "cgroup v1",
+            Self::Watchdog => "rlimits and watchdog",
+        })
+    }
+}
+
+/// How the helper starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Boot {
+    /// Demand this rung; `None` takes the best there is.
+    pub rung: Option<LimitsRung>,
+    /// Directories beside the system's that every sandbox shows read-only at their own path: the
+    /// prefixes of the host's python3.
+    pub prefixes: Vec<PathBuf>,
+}
+
+impl Boot {
+    /// The message.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut body = Encoder::default();
+        body.u8(self.rung.map_or(0, LimitsRung::byte)).u32(self.prefixes.len() as u32);
+        for prefix in &self.prefixes {
+            body.bytes(path_bytes(prefix));
+        }
+        body.0
+    }
+
+    /// Reads the message.
+    pub fn decode(body: &[u8]) -> io::Result<Self> {
+        let mut body = Decoder::new(body);
+        let rung = match body.u8()? {
+            0 => None,
+            byte => Some(LimitsRung::from_byte(byte)?),
+        };
+        let prefixes = (0..body.u32()?).map(|_| path(&mut body)).collect::<Result<_, _>>()?;
+        Ok(Self { rung, prefixes })
+    }
+}
+
+/// What the helper found when it started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machine {
+    /// The rung in force.
+    pub rung: LimitsRung,
+    /// Whether it runs with root's powers (they end before a command starts).
+    pub privileged: bool,
+    /// Whether a directory can be an overlay's lower layer; if not, it is copied.
+    pub overlay: bool,
+}
+
+impl Machine {
+    /// The message.
+    pub fn encode(self) -> Vec<u8> {
+        vec![self.rung.byte(), u8::from(self.privileged), u8::from(self.overlay)]
+    }
+
+    /// Reads the message.
+    pub fn decode(body: &[u8]) -> io::Result<Self> {
+        let mut body = Decoder::new(body);
+        Ok(Self {
+            rung: LimitsRung::from_byte(body.u8()?)?,
+            privileged: body.u8()? != 0,
+            overlay: body.u8()? != 0,
+        })
+    }
+}
+
+/// Where the repository comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// All of it is in the tree that follows.
+    Tree,
+    /// A host directory below an overlay; the tree that follows is the upper layer.
+    Directory(PathBuf),
+}
+
+/// One sandbox.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Absolute path of the repository inside.
+    pub workdir: String,
+    /// The repository.
+    pub source: Source,
+    /// Whether the upper layer starts empty (else it is another sandbox's).
+    pub fresh: bool,
+    /// Host directories and where they appear, read-only.
+    pub read_only: Vec<(PathBuf, String)>,
+    /// Bounds.
+    pub limits: SandboxLimits,
+}
+
+impl Plan {
+    /// The message.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut body = Encoder::default();
+        body.str(&self.workdir).u8(u8::from(self.fresh));
+        match &self.source {
+            Source::Tree => body.u8(0),
+            Source::Directory(path) => body.u8(1).bytes(path_bytes(path)),
+        };
+        body.u32(self.read_only.len() as u32);
+        for (from, to) in &self.read_only {
+            body.bytes(path_bytes(from)).str(to);
+        }
+        let limits = &self.limits;
+        body.u64(limits.memory_bytes).u64(limits.num_processes).u64(limits.cpu_seconds);
+        body.u64(limits.output_bytes as u64).u64(limits.disk_bytes);
+        body.0
+    }
+
+    /// Reads the message.
+    pub fn decode(body: &[u8]) -> io::Result<Self> {
+        let mut body = Decoder::new(body);
+        let workdir = body.string()?;
+        let fresh = body.u8()? != 0;
+        let source = match body.u8()? {
+            0 => Source::Tree,
+            _ => Source::Directory(path(&mut body)?),
+        };
+        let mut read_only = Vec::new();
+        for _ in 0..body.u32()? {
+            read_only.push((path(&mut body)?, body.string()?));
+        }
+        let limits = SandboxLimits {
+            memory_bytes: body.u64()?,
+            num_processes: body.u64()?,
+            cpu_seconds: body.u64()?,
+            output_bytes: body.u64()? as usize,
+            disk_bytes: body.u64()?,
+        };
+        Ok(Self { workdir, source, fresh, read_only, limits })
+    }
+}
+
+fn path_bytes(path: &std::path::Path) -> &[u8] {
+    std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str())
+}
+
+fn path(body: &mut Decoder<'_>) -> io::Result<PathBuf> {
+    let bytes = body.bytes()?.to_vec();
+    Ok(PathBuf::from(<std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Boot, LimitsRung, Machine, Plan, Source};
+    use std::path::PathBuf;
+
+    #[test]
+    fn messages_round_trip() {
+        let boot =
+            Boot { rung: Some(LimitsRung::CgroupV1), prefixes: vec![PathBuf::from("/opt/py")] };
+        assert_eq!(Boot::decode(&boot.encode()).unwrap(), boot);
+        let machine = Machine { rung: LimitsRung::Watchdog, privileged: true, overlay: false };
+        assert_eq!(Machine::decode(&machine.encode()).unwrap(), machine);
+        let plan = Plan {
+            workdir: "/testbed".to_owned(),
+            source: Source::Directory(PathBuf::from("/r")),
+            fresh: true,
+            read_only: vec![(PathBuf::from("/a"), "/b".to_owned())],
+            limits: patchwright_core::SandboxLimits::default(),
+        };
+        assert_eq!(Plan::decode(&plan.encode()).unwrap(), plan);
+        assert!(Plan::decode(&plan.encode()[..20]).is_err());
+    }
+}

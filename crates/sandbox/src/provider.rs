@@ -1,0 +1,358 @@
+//! The host's side: [`NativeSandboxes`] starts the helper and hands out slots.
+
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use patchwright_core::{Sandbox, SandboxError, SandboxProvider, SandboxSpec};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
+    SocketType,
+};
+
+use crate::keeper::MAX_CONTROL;
+use crate::native::NativeSandbox;
+use crate::plan::{Boot, LimitsRung, Machine};
+use crate::probe::{self, Feature, FeatureStatus};
+use crate::python;
+use crate::spawner::{KILL_SLOT, NEW_SLOT};
+use crate::sys;
+use crate::wire::{Kind, Refusal, receive};
+
+/// How long the helper may take to answer a control request.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How sandboxes are made.
+#[derive(Debug, Clone)]
+pub struct NativeOptions {
+    /// Sandboxes alive at once, at most; one more is refused.
+    pub max_sandboxes: usize,
+    /// Demand this way of bounding memory; `None` takes the best that the machine allows. A
+    /// demand that cannot be met is an error.
+    pub limits_rung: Option<LimitsRung>,
+}
+
+impl Default for NativeOptions {
+    fn default() -> Self {
+        Self { max_sandboxes: 1024, limits_rung: None }
+    }
+}
+
+/// Makes native sandboxes. Cheap to clone; the helper lives as long as the last clone or sandbox.
+#[derive(Clone)]
+pub struct NativeSandboxes {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    machine: Machine,
+    max_sandboxes: usize,
+    alive: AtomicUsize,
+    idle: Mutex<Vec<Slot>>,
+    /// `None` once it is closed, which ends the helper.
+    control: Mutex<Option<OwnedFd>>,
+    keeper: Mutex<Child>,
+}
+
+/// A slot of the helper: a process that makes one sandbox at a time.
+pub(crate) struct Slot {
+    /// The socket to the slot, and to the sandbox while there is one.
+    pub stream: UnixStream,
+    pid: u32,
+}
+
+impl NativeSandboxes {
+    /// Starts the helper and makes sure that sandboxes can be made.
+    ///
+    /// # Errors
+    /// [`SandboxError::Unsupported`] where the machine forbids it; the text says how to allow it.
+    pub fn new(options: NativeOptions) -> Result<Self, SandboxError> {
+        if sys::is_helper() || !sys::hook_is_linked() {
+            return Err(SandboxError::Unsupported(
+                "this process was started as a sandbox helper but runs as a program: do not set \
+                 PATCHWRIGHT_SANDBOX_HELPER, and do not strip `.init_array`"
+                    .to_owned(),
+            ));
+        }
+        if let FeatureStatus::Missing(remedy) = probe::kernel().status {
+            return Err(SandboxError::Unsupported(remedy));
+        }
+        let (control, keeper) = spawn_keeper()?;
+        let boot = Boot { rung: options.limits_rung, prefixes: python::find().prefixes.clone() };
+        let mut keeper = Some(keeper);
+        let started = ask(&control, &boot.encode(), None).and_then(|answer| {
+            Machine::decode(&answer).map_err(|error| Refusal::io("start the helper", &error))
+        });
+        match (started, keeper.take()) {
+            (Ok(machine), Some(keeper)) => Ok(Self {
+                inner: Arc::new(Inner {
+                    machine,
+                    max_sandboxes: options.max_sandboxes,
+                    alive: AtomicUsize::new(0),
+                    idle: Mutex::new(Vec::new()),
+                    control: Mutex::new(Some(control)),
+                    keeper: Mutex::new(keeper),
+                }),
+            }),
+            (Err(refusal), keeper) => {
+                drop(control);
+                if let Some(mut keeper) = keeper {
+                    await_end(&mut keeper);
+                }
+                Err(SandboxError::Unsupported(probe::explain(&refusal)))
+            }
+            (Ok(_), None) => Err(SandboxError::Died("the helper was not started".to_owned())),
+        }
+    }
+
+    /// What the machine allows, each feature with its remedy where it is missing. Starts a helper
+    /// to find out.
+    pub fn probe() -> Vec<Feature> {
+        let mut features = vec![probe::kernel(), probe::user_namespaces()];
+        let made = Self::new(NativeOptions::default());
+        let status = match &made {
+            Ok(provider) if provider.inner.machine.privileged => {
+                FeatureStatus::Ok("made as root, run as an unprivileged user".to_owned())
+            }
+            Ok(_) => FeatureStatus::Ok("made and run as this user".to_owned()),
+            Err(error) => FeatureStatus::Missing(error.to_string()),
+        };
+        features.push(Feature { name: "sandboxes", status });
+        if let Ok(provider) = made {
+            features.push(Feature {
+                name: "memory limit",
+                status: match provider.limits_rung() {
+                    LimitsRung::Watchdog => FeatureStatus::Degraded(
+                        "rlimits and watchdog: for an exact bound run as root, or where systemd \
+                         delegates the memory controller (`systemd-run --user --scope -p \
+                         Delegate=yes`)"
+                            .to_owned(),
+                    ),
+                    rung => FeatureStatus::Ok(rung.to_string()),
+                },
+            });
+            features.push(Feature {
+                name: "repository overlay",
+                status: if provider.inner.machine.overlay {
+                    FeatureStatus::Ok("directories are shared, not copied".to_owned())
+                } else {
+                    FeatureStatus::Degraded(
+                        "repositories are copied into each sandbox: Linux 6.6 or newer shares them"
+                            .to_owned(),
+                    )
+                },
+            });
+        }
+        features
+    }
+
+    /// How memory is bounded here.
+    pub fn limits_rung(&self) -> LimitsRung {
+        self.inner.machine.rung
+    }
+}
+
+impl SandboxProvider for NativeSandboxes {
+    fn create(&self, spec: &SandboxSpec) -> Result<Box<dyn Sandbox>, SandboxError> {
+        Ok(Box::new(NativeSandbox::create(&self.inner, spec)?))
+    }
+}
+
+impl std::fmt::Debug for NativeSandboxes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NativeSandboxes")
+            .field("machine", &self.inner.machine)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    /// What the helper found.
+    pub fn machine(&self) -> Machine {
+        self.machine
+    }
+
+    /// Takes a slot, a new one where none is idle.
+    pub fn take_slot(&self) -> Result<Slot, SandboxError> {
+        if self.alive.fetch_add(1, Ordering::AcqRel) >= self.max_sandboxes {
+            self.alive.fetch_sub(1, Ordering::AcqRel);
+            return Err(SandboxError::Limit(format!(
+                "{} sandboxes are alive, which is `max_sandboxes`",
+                self.max_sandboxes
+            )));
+        }
+        if let Some(slot) = lock(&self.idle).pop() {
+            return Ok(slot);
+        }
+        self.new_slot().inspect_err(|_| {
+            self.alive.fetch_sub(1, Ordering::AcqRel);
+        })
+    }
+
+    fn new_slot(&self) -> Result<Slot, SandboxError> {
+        let (ours, theirs) = UnixStream::pair().map_err(|e| host_error("make a socket", e))?;
+        let answer = self.control(&[NEW_SLOT], Some(&theirs.into()))?;
+        let pid = answer.try_into().map(u32::from_le_bytes).map_err(|_| died("control answer"))?;
+        let slot = Slot { stream: ours, pid };
+        let ready = slot
+            .stream
+            .set_read_timeout(Some(CONTROL_TIMEOUT))
+            .and_then(|()| slot.stream.set_write_timeout(Some(CONTROL_TIMEOUT)))
+            .and_then(|()| receive(&mut &slot.stream));
+        match ready {
+            Ok(Some((Kind::Ready, _))) => Ok(slot),
+            Ok(Some((Kind::Refused, body))) => {
+                self.discard(slot);
+                Err(Refusal::decode(&body).map_or_else(|_| died("a slot"), from_refusal))
+            }
+            _ => {
+                self.discard(slot);
+                Err(died("a slot did not start"))
+            }
+        }
+    }
+
+    /// Gives a slot back whose sandbox is gone.
+    pub fn give_back(&self, slot: Slot) {
+        lock(&self.idle).push(slot);
+        self.alive.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Ends a slot that is out of step, with all in it.
+    pub fn abandon(&self, slot: Slot) {
+        self.discard(slot);
+        self.alive.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn discard(&self, slot: Slot) {
+        let mut request = vec![KILL_SLOT];
+        request.extend_from_slice(&slot.pid.to_le_bytes());
+        // Without a helper there is no slot either.
+        let _ = self.control(&request, None);
+        drop(slot.stream);
+    }
+
+    fn control(&self, request: &[u8], fd: Option<&OwnedFd>) -> Result<Vec<u8>, SandboxError> {
+        let control = lock(&self.control);
+        let socket = control.as_ref().ok_or_else(|| died("the helper has ended"))?;
+        ask(socket, request, fd).map_err(from_refusal)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        lock(&self.idle).clear();
+        drop(lock(&self.control).take());
+        await_end(&mut lock(&self.keeper));
+    }
+}
+
+/// A lock whose data stays whole whatever happens to its holder.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn spawn_keeper() -> Result<(OwnedFd, Child), SandboxError> {
+    let flags = SocketFlags::CLOEXEC;
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .map_err(|e| host_error("make a socket", e.into()))?;
+    rustix::net::sockopt::set_socket_timeout(
+        &ours,
+        rustix::net::sockopt::Timeout::Recv,
+        Some(CONTROL_TIMEOUT),
+    )
+    .map_err(|e| host_error("prepare a socket", e.into()))?;
+    let mark = sys::MARK.to_string_lossy().into_owned();
+    let keeper = Command::new("/proc/self/exe")
+        .arg0("patchwright-sandbox")
+        .env_clear()
+        .env(mark, "1")
+        .current_dir("/")
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|e| host_error("start the sandbox helper", e))?;
+    Ok((ours, keeper))
+}
+
+/// One request and its answer on the control socket.
+fn ask(control: &OwnedFd, request: &[u8], fd: Option<&OwnedFd>) -> Result<Vec<u8>, Refusal> {
+    let what = "talk to the sandbox helper";
+    let failed = |error: rustix::io::Errno| Refusal::io(what, &error.into());
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds = fd.map(|fd| [fd.as_fd()]);
+    if let Some(fds) = &fds {
+        ancillary.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    let parts = [IoSlice::new(request)];
+    rustix::net::sendmsg(control, &parts, &mut ancillary, SendFlags::NOSIGNAL).map_err(failed)?;
+    let mut buffer = vec![0; MAX_CONTROL];
+    let n = loop {
+        match rustix::net::recv(control, &mut buffer[..], RecvFlags::empty()) {
+            Ok((_, n)) => break n,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    };
+    match buffer[..n].split_first() {
+        Some((0, answer)) => Ok(answer.to_vec()),
+        Some((_, refusal)) => {
+            Err(Refusal::decode(refusal).unwrap_or_else(|error| Refusal::io(what, &error)))
+        }
+        None => Err(Refusal::io(what, &std::io::ErrorKind::UnexpectedEof.into())),
+    }
+}
+
+/// Awaits the helper's end, which follows the end of its control socket.
+fn await_end(keeper: &mut Child) {
+    let deadline = Instant::now() + CONTROL_TIMEOUT;
+    let mut pause = Duration::from_micros(200);
+    while Instant::now() < deadline {
+        if !matches!(keeper.try_wait(), Ok(None)) {
+            return;
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+    let _ = keeper.kill();
+    let _ = keeper.wait();
+}
+
+/// A failure of the host's own system calls.
+pub(crate) fn host_error(context: &str, source: std::io::Error) -> SandboxError {
+    SandboxError::Io { context: context.to_owned(), source }
+}
+
+/// A helper that is gone or out of step.
+pub(crate) fn died(what: &str) -> SandboxError {
+    SandboxError::Died(what.to_owned())
+}
+
+/// What a helper's refusal is to the caller.
+pub(crate) fn from_refusal(refusal: Refusal) -> SandboxError {
+    use crate::wire::Cause;
+    match refusal.cause {
+        Cause::Path => SandboxError::Path { path: refusal.what, reason: refusal.why },
+        Cause::Limit => SandboxError::Limit(format!("{}: {}", refusal.what, refusal.why)),
+        Cause::Unsupported | Cause::NoOverlay => {
+            SandboxError::Unsupported(probe::explain(&refusal))
+        }
+        Cause::Io => {
+            let source = if refusal.errno == 0 {
+                std::io::Error::other(refusal.why)
+            } else {
+                std::io::Error::from_raw_os_error(refusal.errno)
+            };
+            SandboxError::Io { context: refusal.what, source }
+        }
+    }
+}
