@@ -1,6 +1,6 @@
 //! Searching. Results are sorted, so that they do not depend on the order of a directory.
 
-use patchwright_core::{ExecRequest, ExecStatus};
+use patchwright_core::{ExecRequest, ExecStatus, SandboxError};
 
 use super::{Fault, Told, Tool, lines_of};
 use crate::profile::say;
@@ -64,7 +64,11 @@ impl Tool<'_> {
     /// only when there is nothing else.
     fn search(&mut self, argv: &[&str]) -> Told {
         let request = ExecRequest::argv(argv, &self.workspace.directory, self.timeout);
-        let output = self.exec(&request)?;
+        let output = match self.sandbox.exec(&request) {
+            Ok(output) => output,
+            Err(SandboxError::Path { reason, .. }) => return Err(self.search_failed(&reason)),
+            Err(error) => return Err(Fault::Broken(error)),
+        };
         let complaint = match output.status {
             ExecStatus::Exited(0 | 1) => None,
             ExecStatus::Exited(_) if !output.stdout.is_empty() => None,
@@ -74,11 +78,12 @@ impl Tool<'_> {
         };
         match complaint.as_deref().map(str::trim_end) {
             None | Some("") => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-            Some(reason) => Err(Fault::Said(say(
-                &self.profile.texts.search_failed,
-                &[("reason", reason.into())],
-            ))),
+            Some(reason) => Err(self.search_failed(reason)),
         }
+    }
+
+    fn search_failed(&self, reason: &str) -> Fault {
+        Fault::Said(say(&self.profile.texts.search_failed, &[("reason", reason.into())]))
     }
 
     fn found(&self, term: &str, place: &str, mut matches: Vec<String>) -> String {

@@ -2,19 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use patchwright_core::{ExecOutput, ExecRequest, ExecStatus, SandboxError};
+use patchwright_core::{ExecOutput, ExecRequest, ExecStatus};
 
 use super::{Fault, Told, Tool, lines_of};
 use crate::profile::say;
 
-/// Runs the command given as `$1` and reports where it ended.
+/// Runs the command `$1` in the directory `$3` and reports where it ended.
 ///
 /// The command's stdout and stderr become one stream, in the order in which they were written;
 /// the real stderr is kept as descriptor 3, which the command does not get, and carries only the
 /// report: the working directory, then (if `$2` is `env`) the exported variables, each ended by
 /// NUL. So nothing that a command prints can be taken for a report, and no second exec is needed.
-/// The trap is for commands that end with `exit`.
+/// The trap is for commands that end with `exit`. The report of a directory that is gone is `gone`.
 const WRAPPER: &str = r#"exec 3>&2 2>&1
+cd -- "$3" 2>/dev/null || { printf 'gone\0' >&3; exit; }
+unset OLDPWD
 __pw_report() {
   builtin printf '%s\0' "$PWD" >&3
   if [[ $1 == env ]]; then command -p env -0 >&3; fi
@@ -37,26 +39,23 @@ impl Tool<'_> {
         // `env` starts a process: only where the script can have exported anything.
         let exports = ["export", "declare", "typeset", "source", "unset", "set ", ". "];
         let env = if exports.iter().any(|word| script.contains(word)) { "env" } else { "" };
-        let mut request = ExecRequest::shell(WRAPPER, &self.workspace.directory, self.timeout);
-        request.argv.extend(["bash", script, env].map(str::to_owned));
+        let mut request = ExecRequest::shell(WRAPPER, "/", self.timeout);
+        let arguments = ["bash", script, env, &self.workspace.directory];
+        request.argv.extend(arguments.map(str::to_owned));
         request.env.clone_from(&self.workspace.env);
-        let output = self.exec(&request)?;
+        let output = self.sandbox.exec(&request).map_err(Fault::Broken)?;
+        if output.stderr == b"gone\0" {
+            return Err(self.directory_gone());
+        }
         self.take_report(&output.stderr);
         Ok(self.printed(&output))
     }
 
-    /// Runs a request in the working directory; if that is gone, the agent is told and put back
-    /// into the root of the repository.
-    pub(super) fn exec(&mut self, request: &ExecRequest) -> Result<ExecOutput, Fault> {
-        match self.sandbox.exec(request) {
-            Ok(output) => Ok(output),
-            Err(SandboxError::Path { .. }) => {
-                let gone = std::mem::take(&mut self.workspace.directory);
-                self.workspace.directory.clone_from(&self.workspace.workdir);
-                Err(Fault::Said(say(&self.profile.texts.no_directory, &[("path", gone.into())])))
-            }
-            Err(error) => Err(Fault::Broken(error)),
-        }
+    /// Puts the agent back into the root of the repository, and tells it.
+    fn directory_gone(&mut self) -> Fault {
+        let gone = std::mem::take(&mut self.workspace.directory);
+        self.workspace.directory.clone_from(&self.workspace.workdir);
+        Fault::Said(say(&self.profile.texts.no_directory, &[("path", gone.into())]))
     }
 
     /// Takes over the directory and the variables of the last whole report, if there is one.

@@ -1,0 +1,6 @@
+//! The agent against real sandboxes.
+
+mod common;
+mod grading;
+mod react;
+mod tools;
