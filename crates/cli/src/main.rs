@@ -1,2 +1,7 @@
 //! The `patchwright` program.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    patchwright_cli::main()
+}

@@ -9,7 +9,6 @@ use std::io::IsTerminal;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use patchwright_train::events::{Observer, RunEvent};
 use state::RunState;
@@ -146,10 +145,6 @@ fn bar() -> ProgressBar {
     bar
 }
 
-/// Bold for headings of tables; colours are dropped where they are not wanted.
-pub const HEADING: Style = Style::new().bold();
-/// Errors.
-pub const ERROR: Style = AnsiColor::Red.on_default().bold();
 
 #[cfg(test)]
 mod tests {

@@ -14,8 +14,9 @@ use kuva::render::theme::Theme;
 
 const ACCENT: &str = "var(--accent)";
 const MUTED: &str = "var(--muted)";
-const WIDTH: f64 = 340.0;
-const HEIGHT: f64 = 170.0;
+/// Margins left and right of the plot.
+const LEFT: f64 = 46.0;
+const RIGHT: f64 = 10.0;
 
 /// What the numbers of an axis are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,17 @@ pub struct Series {
     pub muted: bool,
 }
 
+/// A part of the x axis.
+#[derive(Debug, Clone)]
+pub struct Span {
+    /// Its first x.
+    pub start: f64,
+    /// Its last x.
+    pub end: f64,
+    /// Its name.
+    pub name: String,
+}
+
 /// A chart over iterations or stages.
 #[derive(Debug, Clone)]
 pub struct Chart {
@@ -48,8 +60,10 @@ pub struct Chart {
     pub unit: Unit,
     /// Labels of x = 1, 2, 3 …; empty for a numeric axis.
     pub categories: Vec<String>,
-    /// Vertical lines between stages, with the label of what follows.
-    pub boundaries: Vec<(f64, String)>,
+    /// Width and height in the units of the page's pixels, as far as it is not scaled.
+    pub size: (f64, f64),
+    /// Stages along the x axis; with more than one, each is named and set off by a line.
+    pub spans: Vec<Span>,
     /// Whether the y axis starts at 0.
     pub from_zero: bool,
 }
@@ -67,27 +81,48 @@ impl Chart {
             return None;
         }
         let plots: Vec<Plot> = self.series.iter().flat_map(Series::plots).collect();
-        let layout = self.layout(&points);
-        let scene = render_multiple(plots, layout);
-        let size = (scene.width, scene.height);
+        let x_range = self.x_range(&points);
+        let scene = render_multiple(plots, self.layout(&points, x_range));
         let svg = SvgBackend::new().render_scene(&scene);
-        Some(fluid(&svg, size, &self.label))
+        Some(fluid(&svg, (scene.width, scene.height), &self.label, &self.names(x_range)))
     }
 
-    fn layout(&self, points: &[(f64, f64)]) -> Layout {
-        let (x_low, x_high) = range(points.iter().map(|p| p.0));
+    fn x_range(&self, points: &[(f64, f64)]) -> (f64, f64) {
+        if self.categories.is_empty() {
+            let (low, high) = range(points.iter().map(|p| p.0));
+            (low, high.max(low + 1.0))
+        } else {
+            (0.5, self.categories.len() as f64 + 0.5)
+        }
+    }
+
+    /// The stages' names above the plot, where the library's annotations would be clipped.
+    fn names(&self, (low, high): (f64, f64)) -> String {
+        if self.spans.len() < 2 {
+            return String::new();
+        }
+        let width = self.size.0 - LEFT - RIGHT;
+        let name = |span: &Span| {
+            let middle = (f64::midpoint(span.start, span.end) - low) / (high - low);
+            format!(
+                "<text x=\"{:.1}\" y=\"10\" font-size=\"9\" text-anchor=\"middle\">{}</text>",
+                LEFT + middle * width,
+                escape(&span.name)
+            )
+        };
+        self.spans.iter().map(name).collect()
+    }
+
+    fn layout(&self, points: &[(f64, f64)], (x_low, x_high): (f64, f64)) -> Layout {
         let errors = self.series.iter().flat_map(Series::extremes);
         let (low, high) = range(points.iter().map(|p| p.1).chain(errors));
         let low = if self.from_zero { low.min(0.0) } else { low };
         let ticks = Ticks::new(low, high);
-        let (x_low, x_high) = if self.categories.is_empty() {
-            (x_low, x_high.max(x_low + 1.0))
-        } else {
-            (0.5, self.categories.len() as f64 + 0.5)
-        };
         let mut layout = Layout::new((x_low, x_high), (ticks.low, ticks.high))
-            .with_width(WIDTH)
-            .with_height(HEIGHT)
+            .with_width(self.size.0)
+            .with_height(self.size.1)
+            .with_force_margins(LEFT, RIGHT)
+            .with_force_margins_y(16.0, 20.0)
             .with_theme(theme())
             .with_tick_size(10)
             .with_x_axis_min(x_low)
@@ -107,14 +142,15 @@ impl Chart {
                 .with_x_tick_step(1.0)
                 .with_x_tick_format(category_format(&self.categories));
         }
-        for (x, label) in &self.boundaries {
-            layout = layout.with_reference_line(
-                ReferenceLine::vertical(*x)
-                    .with_label(label.as_str())
-                    .with_color("var(--rule-strong)")
-                    .with_stroke_width(1.0)
-                    .with_dasharray("2 3"),
-            );
+        if self.spans.len() > 1 {
+            for span in &self.spans {
+                layout = layout.with_reference_line(
+                    ReferenceLine::vertical(span.start)
+                        .with_color("var(--rule-strong)")
+                        .with_stroke_width(1.0)
+                        .with_dasharray("2 3"),
+                );
+            }
         }
         layout
     }
@@ -231,12 +267,12 @@ fn theme() -> Theme {
 
 /// Gives the fixed-size element a view box, so that it scales with the page. Ids are made this
 /// chart's own, since the page has many.
-fn fluid(svg: &str, (width, height): (f64, f64), label: &str) -> String {
+fn fluid(svg: &str, (width, height): (f64, f64), label: &str, names: &str) -> String {
     let Some(end) = svg.find('>') else { return String::new() };
     let own: String = label.chars().filter(char::is_ascii_alphanumeric).collect();
     let body = svg[end + 1..].replace("kuva-clip-", &format!("{own}-clip-"));
     format!(
-        "<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">{body}",
+        "<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">{names}{body}",
         escape(label)
     )
 }

@@ -2,7 +2,7 @@
 
 use patchwright_train::metrics::IterationMetrics;
 
-use super::charts::{Chart, Series, Unit};
+use super::charts::{Chart, Series, Span, Unit};
 use super::run::Run;
 
 /// A chart with its words.
@@ -42,7 +42,8 @@ pub fn pass_at_1(run: &Run) -> Option<Figure> {
         series: lines,
         unit: Unit::Percent,
         categories: policies,
-        boundaries: Vec::new(),
+        size: (420.0, 250.0),
+        spans: Vec::new(),
         from_zero: true,
     };
     Some(Figure {
@@ -151,14 +152,13 @@ const PLANS: [Plan; 9] = [
 pub fn learning(run: &Run) -> Vec<Figure> {
     let iterations: Vec<&IterationMetrics> =
         run.iterations.iter().filter(|m| m.stage != "rft").collect();
-    let mut boundaries: Vec<(f64, String)> = Vec::new();
+    let mut spans: Vec<Span> = Vec::new();
     for (index, metrics) in iterations.iter().enumerate() {
-        if boundaries.last().is_none_or(|(_, stage)| *stage != metrics.stage) {
-            boundaries.push((index as f64 + 1.0, metrics.stage.clone()));
+        let x = index as f64 + 1.0;
+        match spans.last_mut() {
+            Some(span) if span.name == metrics.stage => span.end = x,
+            _ => spans.push(Span { start: x, end: x, name: metrics.stage.clone() }),
         }
-    }
-    if boundaries.len() < 2 {
-        boundaries.clear();
     }
     let figure = |plan: &Plan| {
         let line = |value: Value, muted: bool| Series {
@@ -178,7 +178,8 @@ pub fn learning(run: &Run) -> Vec<Figure> {
             series,
             unit: plan.unit,
             categories: Vec::new(),
-            boundaries: boundaries.clone(),
+            size: (290.0, 160.0),
+            spans: spans.clone(),
             from_zero: plan.from_zero,
         };
         let legend = plan.second.as_ref().map(|(_, names)| *names);
