@@ -63,7 +63,7 @@ fn compact_sessions_show_lines_and_nothing_else() {
         ("edit 7:7 <<'EOF'\n\n    return 2\n\nEOF", "7:\n8:    return 2\n9:"),
         ("edit --file empty.py 1:0 <<'EOF'\nx = 1\nEOF", "1:x = 1"),
         ("open empty.py", "1:x = 1"),
-        ("edit 9:10", "Error: line 10"),
+        ("edit 9:9", "Error: line 9"),
         ("open none.py", "Error: file none.py"),
         ("true", ""),
         ("echo out; exit 3", "out"),
