@@ -3,6 +3,8 @@
 pub mod generated;
 pub mod inject;
 pub mod issue;
-
 pub mod katas;
+pub mod pool;
+pub mod rows;
+pub mod source;
 pub mod validate;

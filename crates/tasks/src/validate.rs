@@ -6,8 +6,8 @@
 //!       └─ inject::candidates ──────────┴─ driver (one sandbox, a forked child a variant)
 //!                                              └─► accepted ─► issue, patches ─► TaskInstance
 //! ```
-//! A candidate is accepted when some hidden test fails with it (FAIL_TO_PASS), some passes
-//! (PASS_TO_PASS), nothing was cut off by a limit, and repeats under other hash seeds agree. A
+//! A candidate is accepted when some hidden test fails with it (`FAIL_TO_PASS`), some passes
+//! (`PASS_TO_PASS`), nothing was cut off by a limit, and repeats under other hash seeds agree. A
 //! result that is missing is a failed test. Only the trait [`SandboxProvider`] is known here.
 
 mod build;

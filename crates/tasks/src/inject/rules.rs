@@ -326,8 +326,12 @@ impl<'a> Finder<'a> {
                 guard.elif_else_clauses.is_empty()
                     && matches!(
                         &guard.body[..],
-                        [Stmt::Return(_) | Stmt::Raise(_) | Stmt::Continue(_) | Stmt::Break(_)]
-                            | [Stmt::Assign(_) | Stmt::AugAssign(_)]
+                        [Stmt::Return(_)
+                            | Stmt::Raise(_)
+                            | Stmt::Continue(_)
+                            | Stmt::Break(_)
+                            | Stmt::Assign(_)
+                            | Stmt::AugAssign(_)]
                     )
                     && self.drops_no_name(&guard.body)
             }

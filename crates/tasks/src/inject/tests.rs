@@ -165,7 +165,7 @@ fn comments(source: &str) -> Vec<String> {
     parsed
         .tokens()
         .iter()
-        .map(|token| token.as_tuple())
+        .map(ruff_python_ast::token::Token::as_tuple)
         .filter(|(kind, _)| is_comment(*kind))
         .map(|(_, range)| source[range].to_owned())
         .collect()
@@ -184,7 +184,7 @@ fn tests_broken_files_and_other_files_give_nothing() {
 
 #[test]
 fn options_bound_the_search() {
-    let body: String = (0..100).map(|n| format!("    a += {n}\n")).collect();
+    let body = (0..100).map(|n| format!("    a += {n}\n")).collect::<Vec<_>>().concat();
     let source = format!("def f(a):\n{body}    return a\n");
     let files = repo(&[("m.py", &source)]);
     let mut options = InjectOptions { max_per_file: 20, ..InjectOptions::default() };

@@ -249,16 +249,15 @@ fn read_outcomes(output: &ExecOutput, num_jobs: usize) -> Result<Vec<Outcome>, T
         if let Some(end) = result.end {
             outcome.finished = end == "ok" && !cut[result.job];
         } else if let Some(call) = result.call {
-            match result.value {
-                Some(value) => _ = outcome.values.insert(call, value),
-                None => {
-                    let reason = match (result.raised, result.cut) {
-                        (Some(name), _) => format!("raises {name}"),
-                        (_, Some(cut)) => cut,
-                        _ => "its value cannot be written down".to_owned(),
-                    };
-                    outcome.refused.insert(call, reason);
-                }
+            if let Some(value) = result.value {
+                outcome.values.insert(call, value);
+            } else {
+                let reason = match (result.raised, result.cut) {
+                    (Some(name), _) => format!("raises {name}"),
+                    (_, Some(cut)) => cut,
+                    _ => "its value cannot be written down".to_owned(),
+                };
+                outcome.refused.insert(call, reason);
             }
         } else if let Some(test) = result.test {
             let observed = match (result.returned, result.raised) {
