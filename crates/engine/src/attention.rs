@@ -91,11 +91,11 @@ pub(crate) fn attend(
         let scores = fit(&mut scratch.scores, rows * ld);
         kv.scores(q_rows, rows, blocks, scores);
         mask(scores, ld, first + start, group);
-        let sums = fit(&mut scratch.sums, rows);
-        math::exp_rows(scores, ld, ld, |row, max, sum| {
-            sums[row] = sum;
+        let (maxima, sums) = fit(&mut scratch.sums, 2 * rows).split_at_mut(rows);
+        math::exp_rows(scores, ld, maxima, sums);
+        for (row, (max, sum)) in maxima.iter().zip(&*sums).enumerate() {
             save_lse(start + row / group, row % group, max + sum.ln());
-        });
+        }
         let mixed = fit(&mut scratch.out, rows * padded_dim);
         kv.mix(scores, rows, blocks, mixed);
         for (row, (mixed, sum)) in mixed.chunks_exact(padded_dim).zip(&*sums).enumerate() {
@@ -346,7 +346,7 @@ fn strip_backward(
         let heads = &saved.lse[(start + row / group) * shape.num_heads()..];
         *lse = heads[kv_head * group + row % group];
     }
-    math::exp_shifted_rows(probs, len, len, row_lse);
+    math::exp_shifted_rows(probs, len, row_lse);
 
     let d_scores = fit(d_scores, rows * len);
     kv.by_columns(&kv.value_columns, d_out, rows, blocks, d_scores);
@@ -355,7 +355,7 @@ fn strip_backward(
         let out = &saved.out[(start + row / group) * ldo + at + row % group * dim..][..dim];
         *sum = math::dot(&d_out[row * dim..][..dim], out);
     }
-    math::softmax_backward_rows(probs, d_scores, len, len, row_lse);
+    math::softmax_backward_rows(probs, d_scores, len, row_lse);
 
     matmul_tn((probs, len), (d_out, dim), (len, dim, rows), (d_values, width), edge);
     matmul_tn((d_scores, len), (q, dim), (len, dim, rows), (d_keys, width), edge);

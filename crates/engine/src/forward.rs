@@ -5,9 +5,9 @@
 //! Shape legend: `t` rows, `h` hidden, `q` all query heads, `f` intermediate, `v` vocabulary.
 
 use crate::attention::fit;
-use crate::kernels::arch;
 use crate::kernels::gemm::{Into, matmul};
-use crate::kernels::math;
+use crate::kernels::{math, vectorized};
+use crate::rope::Rope;
 use crate::weights::{Model, Weights};
 
 /// What a layer computed; the trainer keeps one per layer for the backward pass.
@@ -94,24 +94,59 @@ pub(crate) fn project_qkv(
         math::add_bias(projected, param(bias));
     }
     let (width, queries, keys) = (config.qkv_width(), config.query_width(), config.kv_width());
-    let rotated = queries + keys;
-    arch().dispatch(|| {
+    let norms = ranges.qk_norm.as_ref().map(|(q, k)| (param(q), param(k)));
+    let heads = HeadRows {
+        width,
+        queries,
+        rotated: queries + keys,
+        head_dim: config.head_dim,
+        eps,
+        rope,
+        positions,
+    };
+    norm_and_rotate(&heads, norms, raw, qkv, q_inv_rms, k_inv_rms);
+}
+
+/// Shape of rows `[queries | keys | values]`, and their positions.
+struct HeadRows<'a> {
+    width: usize,
+    queries: usize,
+    /// Queries and keys.
+    rotated: usize,
+    head_dim: usize,
+    eps: f32,
+    rope: &'a Rope,
+    positions: &'a [u32],
+}
+
+vectorized! {
+    /// Per-head norms (from `raw` to `qkv`, where there are any) and rotation, row by row.
+    fn norm_and_rotate(
+        heads: &HeadRows,
+        norms: Option<(&[f32], &[f32])>,
+        raw: &[f32],
+        qkv: &mut [f32],
+        q_inv_rms: &mut [f32],
+        k_inv_rms: &mut [f32],
+    ) {
+        let HeadRows { width, queries, rotated, head_dim, eps, rope, positions } = *heads;
+        let (num_heads, num_kv_heads) = (queries / head_dim, (rotated - queries) / head_dim);
         for (t, (row, &position)) in qkv.chunks_exact_mut(width).zip(positions).enumerate() {
-            if let Some((q_norm, k_norm)) = &ranges.qk_norm {
+            if let Some((q_norm, k_norm)) = norms {
                 let raw = &raw[t * width..][..width];
-                let q_inv = &mut q_inv_rms[t * config.num_attention_heads..];
-                let k_inv = &mut k_inv_rms[t * config.num_key_value_heads..];
+                let (q_inv, k_inv) =
+                    (&mut q_inv_rms[t * num_heads..], &mut k_inv_rms[t * num_kv_heads..]);
                 let (q, rest) = row.split_at_mut(queries);
-                let (k, v) = rest.split_at_mut(keys);
-                math::rms_norm_inline(&raw[..queries], param(q_norm), eps, q, q_inv);
-                math::rms_norm_inline(&raw[queries..rotated], param(k_norm), eps, k, k_inv);
+                let (k, v) = rest.split_at_mut(rotated - queries);
+                math::rms_norm_inline(&raw[..queries], q_norm, eps, q, q_inv);
+                math::rms_norm_inline(&raw[queries..rotated], k_norm, eps, k, k_inv);
                 v.copy_from_slice(&raw[rotated..]);
             }
-            for head in row[..rotated].chunks_exact_mut(config.head_dim) {
+            for head in row[..rotated].chunks_exact_mut(head_dim) {
                 rope.rotate(head, position as usize);
             }
         }
-    });
+    }
 }
 
 /// From `state.attended` to the residual stream after the layer, `out`.

@@ -8,9 +8,8 @@ use crate::attention::{
 };
 use crate::config::ModelConfig;
 use crate::forward::{LayerState, embed, final_norm, finish_layer, logits, project_qkv};
-use crate::kernels::arch;
 use crate::kernels::gemm::{Into, matmul, matmul_tn};
-use crate::kernels::math;
+use crate::kernels::{math, vectorized};
 use crate::params::LayerRanges;
 use crate::weights::{BackwardWeights, Model, Weights};
 
@@ -322,22 +321,22 @@ fn attend_all(
     }
 }
 
-/// Backward of rotation (in place) and of the head norms (into `d_raw`).
-fn unrotate(
-    weights: &Weights,
-    ranges: &LayerRanges,
-    positions: &[u32],
-    state: &LayerState,
-    d_qkv: &mut [f32],
-    d_raw: &mut [f32],
-    gradient: &mut [f32],
-) {
-    let Model { config, rope, .. } = &*weights.model;
-    let (width, dim) = (config.qkv_width(), config.head_dim);
-    let rotated = config.query_width() + config.kv_width();
-    let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-    d_raw.fill(0.0);
-    arch().dispatch(|| {
+vectorized! {
+    /// Backward of rotation (in place) and of the head norms (into `d_raw`).
+    fn unrotate(
+        weights: &Weights,
+        ranges: &LayerRanges,
+        positions: &[u32],
+        state: &LayerState,
+        d_qkv: &mut [f32],
+        d_raw: &mut [f32],
+        gradient: &mut [f32],
+    ) {
+        let Model { config, rope, .. } = &*weights.model;
+        let (width, dim) = (config.qkv_width(), config.head_dim);
+        let rotated = config.query_width() + config.kv_width();
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        d_raw.fill(0.0);
         for (t, (d_row, &position)) in d_qkv.chunks_exact_mut(width).zip(positions).enumerate() {
             for head in d_row[..rotated].chunks_exact_mut(dim) {
                 rope.rotate_back(head, position as usize);
@@ -362,7 +361,7 @@ fn unrotate(
             }
             d_raw[rotated..].copy_from_slice(&d_row[rotated..]);
         }
-    });
+    }
 }
 
 /// The batch's predictions: those that are learned from, and the rest.

@@ -1,7 +1,5 @@
 //! Row-wise functions, written so that they vectorise, with sums in a fixed order of lanes.
 
-use super::arch;
-
 /// Lanes of a reduction. Fixed, so that a sum has the same bits on every instruction set.
 const LANES: usize = 32;
 
@@ -93,35 +91,30 @@ fn exp_sum(row: &mut [f32], max: f32) -> f32 {
     sum_lanes(lanes)
 }
 
-/// Sum of products of two rows.
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    arch().dispatch(|| dot_lanes(a, b))
+vectorized! {
+    /// Sum of products of two rows.
+    pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+        dot_lanes(a, b)
+    }
 }
 
-/// Replaces each row (`stride` apart, `width` wide) by `exp(row - max)` and gives the row's
-/// maximum and sum to `each`.
-pub(crate) fn exp_rows(
-    rows: &mut [f32],
-    stride: usize,
-    width: usize,
-    mut each: impl FnMut(usize, f32, f32),
-) {
-    arch().dispatch(|| {
-        for (r, row) in rows.chunks_mut(stride).enumerate() {
-            let row = &mut row[..width];
-            let max = max_lanes(row);
-            let sum = exp_sum(row, max);
-            each(r, max, sum);
+vectorized! {
+    /// Replaces each row of `width` by `exp(row - max)` and gives the maxima and sums.
+    pub(crate) fn exp_rows(rows: &mut [f32], width: usize, maxima: &mut [f32], sums: &mut [f32]) {
+        let rows = rows.chunks_exact_mut(width);
+        for ((row, max), sum) in rows.zip(maxima).zip(sums) {
+            *max = max_lanes(row);
+            *sum = exp_sum(row, *max);
         }
-    });
+    }
 }
 
-/// Replaces a row by `exp(row - max)`; gives the maximum and the sum.
-pub(crate) fn exp_row(row: &mut [f32]) -> (f32, f32) {
-    arch().dispatch(|| {
+vectorized! {
+    /// Replaces a row by `exp(row - max)`; gives the maximum and the sum.
+    pub(crate) fn exp_row(row: &mut [f32]) -> (f32, f32) {
         let max = max_lanes(row);
         (max, exp_sum(row, max))
-    })
+    }
 }
 
 /// Log-probability of a logit, given [`exp_row`] of its row. The one place where it is defined,
@@ -130,38 +123,47 @@ pub(crate) fn logprob(logit: f32, max: f32, sum: f32) -> f32 {
     logit - max - sum.ln()
 }
 
-/// Replaces each row by `exp(row - shift[r])`: probabilities from scores and their log-sum-exp.
-pub(crate) fn exp_shifted_rows(rows: &mut [f32], stride: usize, width: usize, shift: &[f32]) {
-    arch().dispatch(|| {
-        for (row, shift) in rows.chunks_mut(stride).zip(shift) {
-            for x in &mut row[..width] {
+vectorized! {
+    /// Replaces each row of `width` by `exp(row - shift[r])`: probabilities from scores and their
+    /// log-sum-exp.
+    pub(crate) fn exp_shifted_rows(rows: &mut [f32], width: usize, shift: &[f32]) {
+        for (row, shift) in rows.chunks_exact_mut(width).zip(shift) {
+            for x in row {
                 *x = exp(*x - shift);
             }
         }
-    });
+    }
 }
 
-/// `d_scores = probs * (d_probs - d_sum[r])`, row by row, into `d_probs`.
-pub(crate) fn softmax_backward_rows(
-    probs: &[f32],
-    d_probs: &mut [f32],
-    stride: usize,
-    width: usize,
-    d_sum: &[f32],
-) {
-    arch().dispatch(|| {
-        for ((p, dp), sum) in probs.chunks(stride).zip(d_probs.chunks_mut(stride)).zip(d_sum) {
-            for (dp, p) in dp[..width].iter_mut().zip(&p[..width]) {
+vectorized! {
+    /// `d_scores = probs * (d_probs - d_sum[r])` for rows of `width`, into `d_probs`.
+    pub(crate) fn softmax_backward_rows(
+        probs: &[f32],
+        d_probs: &mut [f32],
+        width: usize,
+        d_sum: &[f32],
+    ) {
+        let rows = probs.chunks_exact(width).zip(d_probs.chunks_exact_mut(width));
+        for ((p, dp), sum) in rows.zip(d_sum) {
+            for (dp, p) in dp.iter_mut().zip(p) {
                 *dp = p * (*dp - sum);
             }
         }
-    });
+    }
 }
 
-/// RMSNorm (Zhang & Sennrich, arXiv 1910.07467) of rows of `weight.len()`:
-/// `out = x * inv_rms * weight`, `inv_rms = (mean(x²) + eps)^-1/2`.
-pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32], inv_rms: &mut [f32]) {
-    arch().dispatch(|| rms_norm_inline(x, weight, eps, out, inv_rms));
+vectorized! {
+    /// RMSNorm (Zhang & Sennrich, arXiv 1910.07467) of rows of `weight.len()`:
+    /// `out = x * inv_rms * weight`, `inv_rms = (mean(x²) + eps)^-1/2`.
+    pub(crate) fn rms_norm(
+        x: &[f32],
+        weight: &[f32],
+        eps: f32,
+        out: &mut [f32],
+        inv_rms: &mut [f32],
+    ) {
+        rms_norm_inline(x, weight, eps, out, inv_rms)
+    }
 }
 
 /// [`rms_norm`] for callers already inside a dispatch.
@@ -184,22 +186,22 @@ pub(crate) fn rms_norm_inline(
     }
 }
 
-/// Backward of [`rms_norm`]: adds to `d_x` and `d_weight`.
-pub(crate) fn rms_norm_backward(
-    x: &[f32],
-    weight: &[f32],
-    inv_rms: &[f32],
-    d_out: &[f32],
-    d_x: &mut [f32],
-    d_weight: &mut [f32],
-) {
-    let width = weight.len();
-    arch().dispatch(|| {
+vectorized! {
+    /// Backward of [`rms_norm`]: adds to `d_x` and `d_weight`.
+    pub(crate) fn rms_norm_backward(
+        x: &[f32],
+        weight: &[f32],
+        inv_rms: &[f32],
+        d_out: &[f32],
+        d_x: &mut [f32],
+        d_weight: &mut [f32],
+    ) {
+        let width = weight.len();
         let rows = x.chunks_exact(width).zip(d_out.chunks_exact(width));
         for (((x, d_out), d_x), &inv) in rows.zip(d_x.chunks_exact_mut(width)).zip(inv_rms) {
             rms_norm_row_backward(x, weight, inv, d_out, d_x, d_weight);
         }
-    });
+    }
 }
 
 /// One row of [`rms_norm_backward`], for callers already inside a dispatch.
@@ -230,22 +232,27 @@ pub(crate) fn rms_norm_row_backward(
     }
 }
 
-/// SwiGLU (Shazeer, arXiv 2002.05202): rows of `gate_up` are `[gate | up]`, each half as wide as a
-/// row of `out`; `out = silu(gate) * up`.
-pub(crate) fn swiglu(gate_up: &[f32], width: usize, out: &mut [f32]) {
-    arch().dispatch(|| {
+vectorized! {
+    /// SwiGLU (Shazeer, arXiv 2002.05202): rows of `gate_up` are `[gate | up]`, each half as wide as a
+    /// row of `out`; `out = silu(gate) * up`.
+    pub(crate) fn swiglu(gate_up: &[f32], width: usize, out: &mut [f32]) {
         for (gu, out) in gate_up.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)) {
             let (gate, up) = gu.split_at(width);
             for ((out, g), u) in out.iter_mut().zip(gate).zip(up) {
                 *out = g / (1.0 + exp(-g)) * u;
             }
         }
-    });
+    }
 }
 
-/// Backward of [`swiglu`]: writes the gradient of `[gate | up]` rows.
-pub(crate) fn swiglu_backward(gate_up: &[f32], width: usize, d_out: &[f32], d_gate_up: &mut [f32]) {
-    arch().dispatch(|| {
+vectorized! {
+    /// Backward of [`swiglu`]: writes the gradient of `[gate | up]` rows.
+    pub(crate) fn swiglu_backward(
+        gate_up: &[f32],
+        width: usize,
+        d_out: &[f32],
+        d_gate_up: &mut [f32],
+    ) {
         let rows = gate_up.chunks_exact(2 * width).zip(d_out.chunks_exact(width));
         for ((gu, d_out), d_gu) in rows.zip(d_gate_up.chunks_exact_mut(2 * width)) {
             let (gate, up) = gu.split_at(width);
@@ -257,7 +264,7 @@ pub(crate) fn swiglu_backward(gate_up: &[f32], width: usize, d_out: &[f32], d_ga
                 d_gate[i] = d_out[i] * up[i] * sigmoid.mul_add(gate[i] - silu, sigmoid);
             }
         }
-    });
+    }
 }
 
 /// Adds `bias` to every row.
@@ -306,10 +313,7 @@ mod tests {
         let mut wide = row.clone();
         wide.resize(160, f32::NEG_INFINITY);
         let (mut a, mut b) = (row.clone(), wide);
-        let (mut ra, mut rb) = ((0.0, 0.0), (0.0, 0.0));
-        exp_rows(&mut a, 64, 64, |_, max, sum| ra = (max, sum));
-        exp_rows(&mut b, 160, 160, |_, max, sum| rb = (max, sum));
-        assert_eq!(ra, rb);
+        assert_eq!(exp_row(&mut a), exp_row(&mut b));
         assert_eq!(a[..], b[..64]);
         assert!(b[64..].iter().all(|x| *x == 0.0));
     }
