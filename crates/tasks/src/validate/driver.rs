@@ -16,8 +16,10 @@ use crate::issue::Observed;
 
 /// The program that runs inside the sandbox.
 pub(super) const DRIVER: &str = include_str!("driver.py");
-/// Jobs of one run of the driver.
+/// Jobs of one run of the driver, whose reports of at most 120 KiB each must fit [`OUTPUT_BYTES`].
 const JOBS_PER_CHUNK: usize = 128;
+/// Bytes that a run of the driver may write.
+const OUTPUT_BYTES: usize = 16 << 20;
 /// Bytes of source in one run of the driver.
 const BYTES_PER_CHUNK: usize = 4 << 20;
 const WORKDIR: &str = "/testbed";
@@ -180,7 +182,7 @@ fn spec() -> SandboxSpec {
         limits: SandboxLimits {
             memory_bytes: 1 << 30,
             cpu_seconds: 3_600,
-            output_bytes: 256 << 20,
+            output_bytes: OUTPUT_BYTES,
             ..SandboxLimits::default()
         },
     }
