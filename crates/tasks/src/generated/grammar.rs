@@ -67,11 +67,16 @@ pub enum Step {
     Call(String, Vec<Operand>),
 }
 
-const COMPARISONS: [(&str, &str); 4] = [(">", "over"), ("<", "under"), (">=", "least"), ("<=", "most")];
+const COMPARISONS: [(&str, &str); 4] =
+    [(">", "over"), ("<", "under"), (">=", "least"), ("<=", "most")];
 const ARITHMETIC: [(&str, &str); 3] = [("+", "plus"), ("-", "minus"), ("*", "times")];
 
 fn phrase_of(table: &[(&'static str, &'static str)], operator: &str) -> &'static str {
     table.iter().find(|(op, _)| *op == operator).map_or("", |(_, phrase)| phrase)
+}
+
+fn operator_of(table: &[(&'static str, &'static str)], phrase: &str) -> Option<&'static str> {
+    table.iter().find(|(_, word)| *word == phrase).map(|(op, _)| *op)
 }
 
 impl Step {
@@ -149,6 +154,43 @@ impl Step {
         }
     }
 
+    /// The step that a phrase of an intent comment states; `None` for text that is not a phrase.
+    pub fn from_phrase(phrase: &str) -> Option<Self> {
+        let words: Vec<&str> = phrase.split_whitespace().collect();
+        let operand = |word: &str| match word.parse() {
+            Ok(value) => Operand::Constant(value),
+            Err(_) => Operand::Name(word.to_owned()),
+        };
+        let comparison = |word: &str| operator_of(&COMPARISONS, word);
+        let arithmetic = |word: &str| operator_of(&ARITHMETIC, word);
+        Some(match words.as_slice() {
+            ["keep", "even"] => Self::Parity(0),
+            ["keep", "odd"] => Self::Parity(1),
+            ["keep", how, x] => Self::Keep(comparison(how)?, operand(x)),
+            ["each", how, x] => Self::Each(arithmetic(how)?, operand(x)),
+            ["sort"] => Self::Sort,
+            ["reverse"] => Self::Reverse,
+            ["first", x] => Self::First(operand(x)),
+            ["skip", x] => Self::Skip(operand(x)),
+            ["total"] => Self::Fold("sum"),
+            ["count"] => Self::Fold("len"),
+            ["largest"] => Self::Fold("max"),
+            ["smallest"] => Self::Fold("min"),
+            ["total", how, x] => Self::SumIf(comparison(how)?, operand(x)),
+            ["raise", "to", x] => Self::Bound("max", operand(x)),
+            ["limit", "to", x] => Self::Bound("min", operand(x)),
+            ["distance", "to", x] => Self::Distance(operand(x)),
+            ["if", how, x, then, y] => {
+                Self::Adjust(comparison(how)?, operand(x), arithmetic(then)?, operand(y))
+            }
+            ["apply", name, extra @ ..] => {
+                Self::Call((*name).to_owned(), extra.iter().map(|x| operand(x)).collect())
+            }
+            [how, x] => Self::Arithmetic(arithmetic(how)?, operand(x)),
+            _ => return None,
+        })
+    }
+
     /// The expression over the current value `cur`; `None` for steps of several lines.
     /// `element` names the variable of a comprehension.
     pub fn expression(&self, cur: &str, element: &str) -> Option<String> {
@@ -198,5 +240,23 @@ impl Step {
                 vec![format!("{target} = {expression}")]
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Kind, Step};
+    use patchwright_core::stream;
+
+    #[test]
+    fn a_phrase_states_its_step() {
+        let mut rng = stream(0, &["phrases"]);
+        let params = vec!["amber".to_owned(), "lemon".to_owned()];
+        for n in 0..500 {
+            let kind = if n % 2 == 0 { Kind::List } else { Kind::Number };
+            let step = Step::draw(&mut rng, kind, &params);
+            assert_eq!(Step::from_phrase(&step.phrase()), Some(step));
+        }
+        assert_eq!(Step::from_phrase("hello world at large"), None);
     }
 }

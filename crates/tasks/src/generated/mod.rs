@@ -21,12 +21,12 @@ pub use words::WORDS;
 
 /// Words of the intent comments and of the code itself, beside names: what a tokenizer for these
 /// repositories should know as single tokens.
-pub const LANGUAGE: [&str; 45] = [
+pub const LANGUAGE: [&str; 47] = [
     "def", "return", "for", "in", "if", "import", "not", "and", "or", "is", "None", "True",
     "False", "else", "sorted", "sum", "len", "max", "min", "abs", "default", "take", "keep",
     "over", "under", "least", "most", "even", "odd", "each", "plus", "minus", "times", "sort",
     "reverse", "first", "skip", "total", "count", "largest", "smallest", "raise", "limit",
-    "distance", "apply",
+    "distance", "apply", "to", "item",
 ];
 
 /// The seed of a named stream of repositories. Training and held-out repositories come from
@@ -62,15 +62,41 @@ pub fn repository(seed: u64, index: u64) -> EmbeddedRepo {
 /// A random statement (one or several lines, without indentation) over `names`: valid Python of the
 /// grammar, without a purpose.
 pub fn random_statement(rng: &mut ChaCha8Rng, names: &[String]) -> Vec<String> {
-    let [cur, target, element] = std::array::from_fn(|_| {
-        names.choose(rng).cloned().unwrap_or_else(|| "extra".to_owned())
-    });
+    let [cur, target, element] =
+        std::array::from_fn(|_| names.choose(rng).cloned().unwrap_or_else(|| "extra".to_owned()));
     let kind = if rng.random_bool(0.5) { Kind::List } else { Kind::Number };
     let step = Step::draw(rng, kind, names);
     match step.expression(&cur, &element) {
         Some(expression) if rng.random_bool(0.4) => vec![format!("return {expression}")],
         _ => step.assignment(&cur, &target, &element),
     }
+}
+
+/// The statement that a random phrase of the intent comment `comment` asks for, put in the place of
+/// `line`: assigned to what the line assigns to (or returned, if the line returns), over the value
+/// that the line works on. Whether the phrase speaks of that line is left to chance. `None` when
+/// the comment has no phrase, or the phrase or the line is not one of the grammar's simple ones.
+pub fn restated(rng: &mut ChaCha8Rng, comment: &str, line: &str) -> Option<String> {
+    let phrases: Vec<&str> = comment.strip_prefix("# take ")?.split(", ").skip(1).collect();
+    let step = Step::from_phrase(phrases.choose(rng)?)?;
+    let text = line.trim_start();
+    let indent = &line[..line.len() - text.len()];
+    let (head, value) = match text.strip_prefix("return ") {
+        Some(value) => ("return ".to_owned(), value),
+        None => {
+            let (target, value) = text.split_once(" = ")?;
+            (format!("{target} = "), value)
+        }
+    };
+    let words: Vec<&str> = value
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .collect();
+    let after = |word: &str| words.iter().position(|w| *w == word).and_then(|i| words.get(i + 1));
+    let first_name = words.iter().find(|word| WORDS.contains(word));
+    let cur = after("in").or(first_name)?;
+    let element = after("for").map_or("item", |word| *word);
+    Some(format!("{indent}{head}{}", step.expression(cur, element)?))
 }
 
 /// A function that stands already: what a later one may call, and what tests call.
@@ -238,8 +264,9 @@ impl Builder {
                     Kind::Number => self.rng.random_range(1..=20).to_string(),
                     Kind::List => {
                         let length = self.rng.random_range(3..=5);
-                        let items: Vec<String> =
-                            (0..length).map(|_| self.rng.random_range(0..=12).to_string()).collect();
+                        let items: Vec<String> = (0..length)
+                            .map(|_| self.rng.random_range(0..=12).to_string())
+                            .collect();
                         format!("[{}]", items.join(", "))
                     }
                 }];

@@ -13,7 +13,7 @@ use patchwright_core::{
     Completion, FinishReason, PolicyVersion, SampleRequest, Sampler, SamplerError, TaskInstance,
     stream,
 };
-use patchwright_tasks::generated::{WORDS, random_statement};
+use patchwright_tasks::generated::{WORDS, random_statement, restated};
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
@@ -40,8 +40,9 @@ pub struct ExplorerRates {
     /// Edits the function that the issue names; else any line of the file.
     pub edit_named: f64,
     /// Weights of the kinds of edit: one token of the line changed, the line as it is, a random
-    /// statement instead of it, a random statement beside it, the line deleted.
-    pub edit_weights: [f64; 5],
+    /// statement instead of it, a random statement beside it, the line deleted, a statement that a
+    /// random phrase of the function's comment asks for instead of it.
+    pub edit_weights: [f64; 6],
 }
 
 impl Default for ExplorerRates {
@@ -51,11 +52,11 @@ impl Default for ExplorerRates {
             run_first: 0.05,
             run_after_edit: 0.25,
             reopen_after_edit: 0.03,
-            edit_again: 0.25,
+            edit_again: 0.2,
             undo: 0.3,
             same_line: 0.4,
-            edit_named: 0.8,
-            edit_weights: [0.62, 0.12, 0.12, 0.1, 0.04],
+            edit_named: 0.9,
+            edit_weights: [0.4, 0.1, 0.04, 0.05, 0.03, 0.38],
         }
     }
 }
@@ -238,6 +239,11 @@ impl Explorer {
                 if self.rng.random_bool(0.5) { [old, fresh].concat() } else { [fresh, old].concat() }
             }
             (4, _) => Vec::new(),
+            (5, _) => {
+                let comment = comment_above(&self.files[&self.open], line);
+                let restated = comment.and_then(|c| restated(&mut self.rng, c, old));
+                vec![restated.unwrap_or_else(|| perturb(&mut self.rng, old, &names))]
+            }
             _ => vec![old.to_owned()],
         }
     }
@@ -265,6 +271,14 @@ fn body_of(lines: &[String], name: &str) -> Vec<usize> {
         return Vec::new();
     };
     (def + 1..lines.len()).take_while(|i| lines[*i].starts_with("    ")).collect()
+}
+
+/// The comment above the function around `line`.
+fn comment_above(lines: &[String], line: usize) -> Option<&str> {
+    let def = (0..=line.min(lines.len().checked_sub(1)?))
+        .rev()
+        .find(|i| lines[*i].starts_with("def "))?;
+    lines.get(def.checked_sub(1)?).map(String::as_str).filter(|text| text.starts_with('#'))
 }
 
 /// Names of the word list in the function around `line`.

@@ -15,11 +15,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use patchwright_agent::{AgentConfig, Profile, Renderer, Tokenizer};
+use patchwright_algo::schedule::{Schedule, learning_rate};
+use patchwright_algo::supervised::CrossEntropy;
 use patchwright_core::{
-    AdamParams, Objective, SandboxError, SandboxProvider, SamplingParams, TaskError, TokenLoss,
-    Trainer, TrainerError, TrainingSample, stream,
+    AdamParams, SandboxError, SandboxProvider, SamplingParams, TaskError, Trainer, TrainerError,
+    TrainingSample, stream,
 };
-use patchwright_engine::{Engine, EngineOptions, ModelConfig};
+use patchwright_engine::{Engine, EngineOptions, ModelConfig, ModelType};
 use patchwright_tasks::generated;
 use patchwright_tasks::validate::{BuildOptions, build_task_set};
 use serde::{Deserialize, Serialize};
@@ -105,15 +107,20 @@ impl Default for PretrainConfig {
 
 impl PretrainConfig {
     fn model(&self, vocab_size: usize) -> ModelConfig {
-        ModelConfig::qwen3(
+        ModelConfig {
+            model_type: ModelType::Qwen3,
             vocab_size,
-            self.hidden_size,
-            self.num_layers,
-            self.num_heads,
-            self.num_kv_heads,
-            self.intermediate_size,
-            self.max_context,
-        )
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_hidden_layers: self.num_layers,
+            num_attention_heads: self.num_heads,
+            num_key_value_heads: self.num_kv_heads,
+            head_dim: self.hidden_size / self.num_heads.max(1),
+            max_position_embeddings: self.max_context,
+            rope_theta: 10_000.0,
+            rms_norm_eps: 1e-6,
+            tie_word_embeddings: true,
+        }
     }
 
     fn agent(&self) -> AgentConfig {
@@ -172,19 +179,6 @@ pub enum Progress {
     Steps(usize, usize, f64, usize),
 }
 
-/// Weighted mean of the negative log-likelihood.
-struct CrossEntropy {
-    /// 1 / sum of the weights of the batch.
-    scale: f32,
-}
-
-impl Objective for CrossEntropy {
-    fn token_loss(&self, sample: &TrainingSample, t: usize, logprob: f32) -> TokenLoss {
-        let weight = sample.loss_mask[t] * self.scale;
-        TokenLoss { loss: -weight * logprob, d_logprob: -weight, clipped: false }
-    }
-}
-
 /// The stream of training repositories; held-out ones are drawn from another.
 pub const TRAIN_STREAM: &str = "train";
 
@@ -214,18 +208,17 @@ pub fn pretrain(
         doc: id("<|doc|>")?,
     };
 
-    let samples = gather(config, provider, &renderer, frame, progress)?;
+    let explorer =
+        ExplorerSampler::new(Arc::clone(&tokenizer), frame.end, config.explorer.clone());
+    let samples = gather(config, provider, &renderer, &explorer, frame, progress)?;
     let model = config.model(tokenizer::vocabulary().len());
-    let mut engine =
-        Engine::new(model, config.seed, EngineOptions::default()).map_err(PretrainError::from)?;
-    train(config, samples, engine.trainer_mut(), progress)?;
-    engine.trainer_mut().reset_optimizer();
-    engine.trainer_mut().save(out)?;
+    let mut trainer = Engine::new(model, config.seed, EngineOptions::default())?.trainer;
+    train(config, samples, &mut trainer, progress)?;
+    trainer.reset_optimizer();
+    trainer.attach_file("tokenizer.json", json)?;
     let record = serde_json::to_vec_pretty(config).map_err(|e| setup(&e))?;
-    for (name, bytes) in [("tokenizer.json", &json), ("pretrain.json", &record)] {
-        std::fs::write(out.join(name), bytes)
-            .map_err(|e| PretrainError::Setup(format!("{}: {e}", out.join(name).display())))?;
-    }
+    trainer.attach_file("pretrain.json", record)?;
+    trainer.save(out)?;
     Ok(out.to_path_buf())
 }
 
@@ -233,6 +226,7 @@ fn gather(
     config: &PretrainConfig,
     provider: &dyn SandboxProvider,
     renderer: &Renderer,
+    explorer: &ExplorerSampler,
     frame: Frame,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Vec<TrainingSample>, PretrainError> {
@@ -240,18 +234,13 @@ fn gather(
     let repos: Vec<_> =
         (0..config.num_repositories as u64).map(|n| generated::repository(seed, n)).collect();
     let (tasks, _report) = build_task_set(repos, provider, &BuildOptions::default())?;
-    let explorer = ExplorerSampler::new(
-        Arc::clone(renderer.tokenizer_arc()),
-        frame.end,
-        config.explorer.clone(),
-    );
     let ended = AtomicUsize::new(0);
     let tell = |_| {
         let done = ended.fetch_add(1, Ordering::Relaxed) + 1;
         progress(Progress::Sessions(done, config.num_sessions));
     };
     let mut samples =
-        corpus::sessions(config, &tasks, renderer, &explorer, provider, &tell)?;
+        corpus::sessions(config, &tasks, renderer, explorer, provider, &tell)?;
     let sources: Vec<_> = (0..config.num_source_repositories as u64)
         .map(|n| generated::repository(seed, n))
         .collect();
@@ -274,11 +263,9 @@ fn train(
     let num_steps = batches.len();
     let mut num_tokens = 0;
     for (step, batch) in batches.iter().enumerate() {
-        let weight: f32 = batch.iter().flat_map(|s| s.loss_mask.iter().skip(1)).sum();
-        let objective = CrossEntropy { scale: 1.0 / weight.max(1.0) };
-        let result = trainer.forward_backward(batch, &objective)?;
+        let result = trainer.forward_backward(batch, &CrossEntropy::of_batch(batch))?;
         trainer.optim_step(&AdamParams {
-            lr: learning_rate(config, step, num_steps),
+            lr: learning_rate(Schedule::Cosine, config.lr, step, num_steps, config.warmup_steps),
             beta1: 0.9,
             beta2: 0.98,
             eps: 1e-8,
@@ -289,14 +276,4 @@ fn train(
         progress(Progress::Steps(step + 1, num_steps, result.loss, num_tokens));
     }
     Ok(())
-}
-
-/// Linear warm-up, then a half cosine to 0.
-fn learning_rate(config: &PretrainConfig, step: usize, num_steps: usize) -> f32 {
-    if step < config.warmup_steps {
-        return config.lr * (step + 1) as f32 / config.warmup_steps as f32;
-    }
-    let span = num_steps.saturating_sub(config.warmup_steps).max(1) as f32;
-    let done = (step - config.warmup_steps) as f32 / span;
-    config.lr * 0.5 * (1.0 + (std::f32::consts::PI * done).cos())
 }
