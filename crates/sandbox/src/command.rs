@@ -305,6 +305,9 @@ impl Running<'_> {
 /// Paths to try for the program, in order.
 fn candidates(command: &Command) -> Vec<CString> {
     let program = command.argv[0].as_bytes();
+    if program.is_empty() {
+        return Vec::new();
+    }
     if program.contains(&b'/') {
         return vec![command.argv[0].clone()];
     }

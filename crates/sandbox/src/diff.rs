@@ -260,7 +260,8 @@ mod tests {
         file(&mut written, "a.py", 0o644, "1");
         file(&mut written, "b.py", 0o755, "2");
         file(&mut written, "new", 0o644, "n");
-        written.add(Entry::Symlink { path: b"d".to_vec(), target: b"/etc".to_vec() }).unwrap();
+        let (path, target) = (b"d".to_vec(), b"/etc".to_vec());
+        written.add(Entry::Symlink { path, target, mtime_s: 0, mtime_ns: 0 }).unwrap();
         let changes = written.changes(&pristine).unwrap();
         assert_eq!(
             brief(&changes),

@@ -90,7 +90,7 @@ impl Helper<'_> {
         } else {
             let mut walk = Walk::new(&mut to, Skip::Nothing, self.limits.disk_bytes);
             for (part, _) in PARTS {
-                walk.send(&self.open_part(part)?, part.as_bytes())?;
+                walk.send_whole(&self.open_part(part)?, part.as_bytes())?;
             }
         }
         send(&mut to, Kind::End, &[]).step("send a tree")?;

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::io::{self, BufReader, BufWriter, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,7 +67,7 @@ impl NativeSandbox {
             read_only.push((from, to.clone()));
         }
         let limits = spec.limits.clone();
-        let plan = Plan { workdir: spec.workdir.clone(), source, fresh: true, read_only, limits };
+        let plan = Plan { workdir: spec.workdir.clone(), source, read_only, limits };
         let mut sandbox = Self {
             inner: Arc::clone(inner),
             slot: None,
@@ -90,7 +92,7 @@ impl NativeSandbox {
         self.start(|to| match &repo {
             RepoSource::Files(files) => send_files(files, to),
             RepoSource::Directory(path) if whole => send_directory(path, disk_bytes, to),
-            RepoSource::Directory(_) => Ok(()),
+            RepoSource::Directory(path) => send_upper(path, to),
         })
     }
 
@@ -174,9 +176,7 @@ impl NativeSandbox {
     fn pristine(&self) -> Result<Pristine, SandboxError> {
         match &self.repo {
             RepoSource::Files(files) => Ok(Pristine::Files(Arc::clone(files))),
-            RepoSource::Directory(path) => tree::open_host_dir(path)
-                .map(Pristine::Directory)
-                .map_err(|e| host_error(&format!("open {}", path.display()), e.into())),
+            RepoSource::Directory(path) => open_repository(path).map(Pristine::Directory),
         }
     }
 
@@ -285,7 +285,7 @@ impl Sandbox for NativeSandbox {
         let mut copy = Self {
             inner: Arc::clone(&self.inner),
             slot: None,
-            plan: Plan { fresh: false, ..self.plan.clone() },
+            plan: self.plan.clone(),
             repo: self.repo.clone(),
             env: self.env.clone(),
         };
@@ -410,7 +410,13 @@ fn send_files(
     files: &BTreeMap<String, String>,
     to: &mut BufWriter<&UnixStream>,
 ) -> Result<(), SandboxError> {
+    let dir = |path: &str| {
+        let path = path.as_bytes().to_vec();
+        Entry::Dir { path, mode: 0o755, mtime_s: MTIME, mtime_ns: 0, opaque: false }
+    };
+    let failed = |error| host_error("send the repository", error);
     let mut made = std::collections::BTreeSet::new();
+    dir("repo").send(to).map_err(failed)?;
     for (name, text) in files {
         if !tree::is_clean(name.as_bytes()) {
             return Err(SandboxError::Path {
@@ -421,20 +427,16 @@ fn send_files(
         let path = format!("repo/{name}");
         for (at, _) in path.match_indices('/').skip(1) {
             if made.insert(path[..at].to_owned()) {
-                let path = path.as_bytes()[..at].to_vec();
-                Entry::Dir { path, mode: 0o755, mtime_s: MTIME, mtime_ns: 0, opaque: false }
-                    .send(to)
-                    .map_err(|e| host_error("send the repository", e))?;
+                dir(&path[..at]).send(to).map_err(failed)?;
             }
         }
         let (path, size) = (path.into_bytes(), text.len() as u64);
         Entry::File { path, mode: 0o644, mtime_s: MTIME, mtime_ns: 0, size }
             .send(to)
-            .map_err(|e| host_error("send the repository", e))?;
+            .map_err(failed)?;
         for (n, data) in text.as_bytes().chunks(1 << 20).enumerate() {
-            Entry::Chunk { offset: (n as u64) << 20, data: data.to_vec() }
-                .send(to)
-                .map_err(|e| host_error("send the repository", e))?;
+            let chunk = Entry::Chunk { offset: (n as u64) << 20, data: data.to_vec() };
+            chunk.send(to).map_err(failed)?;
         }
     }
     Ok(())
@@ -442,11 +444,22 @@ fn send_files(
 
 /// Sends a host directory as the repository, where it cannot be shared.
 fn send_directory(
-    path: &std::path::Path,
+    path: &Path,
     disk_bytes: u64,
     to: &mut BufWriter<&UnixStream>,
 ) -> Result<(), SandboxError> {
-    let dir = tree::open_host_dir(path)
-        .map_err(|e| host_error(&format!("open {}", path.display()), e.into()))?;
-    Walk::new(to, Skip::TopGit, disk_bytes).send(&dir, b"repo").map_err(from_refusal)
+    let dir = open_repository(path)?;
+    Walk::new(to, Skip::TopGit, disk_bytes).send_whole(&dir, b"repo").map_err(from_refusal)
+}
+
+/// Sends the upper layer over a host directory: nothing but what hides its `.git`.
+fn send_upper(path: &Path, to: &mut BufWriter<&UnixStream>) -> Result<(), SandboxError> {
+    let dir = open_repository(path)?;
+    Walk::new(to, Skip::Nothing, 0).own_entry(&dir, b"repo").map_err(from_refusal)?;
+    let git = Entry::Whiteout { path: b"repo/.git".to_vec() };
+    git.send(to).map_err(|error| host_error("send the repository", error))
+}
+
+fn open_repository(path: &Path) -> Result<OwnedFd, SandboxError> {
+    tree::open_host_dir(path).map_err(|e| host_error(&format!("open {}", path.display()), e.into()))
 }

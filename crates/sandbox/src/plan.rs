@@ -130,8 +130,6 @@ pub struct Plan {
     pub workdir: String,
     /// The repository.
     pub source: Source,
-    /// Whether the upper layer starts empty (else it is another sandbox's).
-    pub fresh: bool,
     /// Host directories and where they appear, read-only.
     pub read_only: Vec<(PathBuf, String)>,
     /// Bounds.
@@ -142,7 +140,7 @@ impl Plan {
     /// The message.
     pub fn encode(&self) -> Vec<u8> {
         let mut body = Encoder::default();
-        body.str(&self.workdir).u8(u8::from(self.fresh));
+        body.str(&self.workdir);
         match &self.source {
             Source::Tree => body.u8(0),
             Source::Directory(path) => body.u8(1).bytes(path_bytes(path)),
@@ -161,7 +159,6 @@ impl Plan {
     pub fn decode(body: &[u8]) -> io::Result<Self> {
         let mut body = Decoder::new(body);
         let workdir = body.string()?;
-        let fresh = body.u8()? != 0;
         let source = match body.u8()? {
             0 => Source::Tree,
             _ => Source::Directory(path(&mut body)?),
@@ -177,7 +174,7 @@ impl Plan {
             output_bytes: body.u64()? as usize,
             disk_bytes: body.u64()?,
         };
-        Ok(Self { workdir, source, fresh, read_only, limits })
+        Ok(Self { workdir, source, read_only, limits })
     }
 }
 
@@ -205,7 +202,6 @@ mod tests {
         let plan = Plan {
             workdir: "/testbed".to_owned(),
             source: Source::Directory(PathBuf::from("/r")),
-            fresh: true,
             read_only: vec![(PathBuf::from("/a"), "/b".to_owned())],
             limits: patchwright_core::SandboxLimits::default(),
         };

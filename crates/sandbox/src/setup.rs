@@ -4,6 +4,7 @@
 //! ```text
 //! writable/repo   the repository, or the overlay's upper layer   -> the plan's workdir
 //! writable/work   the overlay's own
+//! writable/root   the root: mount points and links, sealed once all is mounted
 //! writable/tmp    -> /tmp          writable/shm   -> /dev/shm      writable/home   -> /home/agent
 //! ```
 
@@ -11,10 +12,11 @@ use std::ffi::CString;
 use std::fs;
 use std::io::BufReader;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Signal, WaitOptions};
 use rustix::thread::CapabilitySet;
@@ -23,19 +25,15 @@ use crate::keeper::{Identity, enter_user_namespace};
 use crate::plan::{Plan, Source};
 use crate::slot::{Ground, drain, source};
 use crate::sys;
-use crate::template::{HOME, INSIDE_ID, LOWER, RESERVED, WRITABLE, attach, make_dirs, mount_proc};
+use crate::template::{
+    HOME, INSIDE_ID, LOWER, Parts, WRITABLE, attach, clone_tree, is_reserved, make_dirs,
+    mount_proc, seal,
+};
 use crate::tree;
 use crate::wire::{Cause, Context, Refusal};
 
 /// Parts of `/proc` that are hidden: they speak of the machine.
-const MASKED: [&str; 6] = [
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/kmsg",
-    "/proc/sysrq-trigger",
-    "/proc/timer_list",
-    "/proc/cmdline",
-];
+const MASKED: [&str; 6] = ["kcore", "keys", "kmsg", "sysrq-trigger", "timer_list", "cmdline"];
 
 /// The parts of the writable file system that a copy of a sandbox has, with their modes.
 pub const PARTS: [(&str, u32); 4] =
@@ -123,25 +121,30 @@ pub fn build(ground: Ground<'_>, stream: &mut UnixStream) -> Result<OwnedFd, Ref
             return Err(refusal);
         }
     };
+    // What is made from here on is the commands' own.
     sys::set_fs_ids(identity.uid, identity.gid);
-    let filled = fill(plan, &writable, stream);
-    sys::set_fs_ids(rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    filled?;
+    fill(&writable, stream)?;
 
+    let root = lay_root(ground.parts)?;
+    for (part, at) in [("tmp", "tmp"), ("shm", "dev/shm"), ("home", &HOME[1..])] {
+        bind(&Path::new(WRITABLE).join(part), &root.join(at))?;
+    }
     for (tree, (_, at)) in ground.read_only.iter().zip(&plan.read_only) {
-        attach(tree, &mountpoint(at)?)?;
+        attach(tree, &mountpoint(&root, at)?)?;
     }
-    mount_repository(&ground)?;
-    for (part, at) in [("tmp", "/tmp"), ("shm", "/dev/shm"), ("home", HOME)] {
-        bind(&Path::new(WRITABLE).join(part), Path::new(at))?;
-    }
-    rustix::mount::unmount(WRITABLE, UnmountFlags::DETACH).step("hide the writable layer")?;
-    let proc = mount_proc()?;
-    show_proc()?;
-    sys::mount_setattr(CWD, c"/", false, sys::MOUNT_READ_ONLY, None).step("seal the root")?;
+    mount_repository(&ground, &root)?;
+    let hidden_proc = mount_proc()?;
+    show_proc(&root.join("proc"))?;
+    seal(&root)?;
+
+    rustix::process::chdir(&root).step("enter the root")?;
+    rustix::process::pivot_root(".", ".").step("make it the root")?;
+    // With the template goes the way to the writable layer.
+    rustix::mount::unmount(".", UnmountFlags::DETACH).step("hide the template")?;
+    rustix::process::chdir("/").step("enter the root")?;
 
     enter_user_namespace(identity, INSIDE_ID, INSIDE_ID)?;
-    finish(&proc)?;
+    finish(&hidden_proc)?;
     Ok(writable)
 }
 
@@ -162,33 +165,48 @@ fn mount_writable(plan: &Plan, identity: Identity) -> Result<OwnedFd, Refusal> {
 }
 
 /// Makes the parts and the tree that the host sends.
-fn fill(plan: &Plan, writable: &OwnedFd, stream: &mut UnixStream) -> Result<(), Refusal> {
+fn fill(writable: &OwnedFd, stream: &mut UnixStream) -> Result<(), Refusal> {
     let made = (|| {
-        for (part, mode) in PARTS.into_iter().chain([("work", 0o700)]) {
-            rustix::fs::mkdirat(writable, part, Mode::from_raw_mode(mode))?;
-            rustix::fs::chmodat(
-                writable,
-                part,
-                Mode::from_raw_mode(mode),
-                rustix::fs::AtFlags::empty(),
-            )?;
+        for (part, mode) in PARTS.into_iter().chain([("work", 0o700), ("root", 0o755)]) {
+            let mode = Mode::from_raw_mode(mode);
+            rustix::fs::mkdirat(writable, part, mode)?;
+            // Once more, past the umask.
+            rustix::fs::chmodat(writable, part, mode, rustix::fs::AtFlags::empty())?;
         }
         Ok::<_, rustix::io::Errno>(())
     })();
     // The tree is read whatever happened before: the host is sending it.
     let populated = tree::populate(&mut BufReader::new(stream), writable);
     made.step("make the writable layer")?;
-    populated?;
-    if plan.fresh && plan.source != Source::Tree {
-        let flags = tree::READ_DIR;
-        let repo = rustix::fs::openat(writable, "repo", flags, Mode::empty()).step("repo")?;
-        tree::whiteout(&repo, b".git").step("hide .git")?;
-    }
-    Ok(())
+    populated
 }
 
-fn mount_repository(ground: &Ground<'_>) -> Result<(), Refusal> {
-    let at = mountpoint(&ground.plan.workdir)?;
+/// Puts the root together: its own directory, so that no two sandboxes have one in common, with
+/// the template's mounts.
+fn lay_root(parts: &Parts) -> Result<PathBuf, Refusal> {
+    let root = Path::new(WRITABLE).join("root");
+    bind(&root, &root)?;
+    (|| {
+        for name in ["proc", "tmp", "run", "var", &HOME[1..]] {
+            make_dirs(&root.join(name))?;
+        }
+        symlink("../tmp", root.join("var/tmp"))?;
+        for (name, target) in &parts.links {
+            symlink(target, root.join(name))?;
+        }
+        Ok::<_, std::io::Error>(())
+    })()
+    .step("lay the root out")?;
+    for path in &parts.mounts {
+        let at = root.join(path.strip_prefix("/").unwrap_or(path));
+        make_dirs(&at).step("lay the root out")?;
+        attach(&clone_tree(path)?, &at)?;
+    }
+    Ok(root)
+}
+
+fn mount_repository(ground: &Ground<'_>, root: &Path) -> Result<(), Refusal> {
+    let at = mountpoint(root, &ground.plan.workdir)?;
     let Some(lower) = &ground.lower else {
         return bind(&Path::new(WRITABLE).join("repo"), &at);
     };
@@ -199,51 +217,57 @@ fn mount_repository(ground: &Ground<'_>) -> Result<(), Refusal> {
     let options = CString::new(options).step("options")?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     rustix::mount::mount("overlay", &at, "overlay", flags, Some(options.as_c_str()))
-        .map_err(|error| no_overlay(format!("mount: {error}")))?;
-    rustix::mount::unmount(LOWER, UnmountFlags::DETACH).step("hide the lower layer")
+        .map_err(|error| no_overlay(format!("mount: {error}")))
 }
 
-/// Makes a directory to mount on. It must be the sandbox's own, not the system's.
-fn mountpoint(path: &str) -> Result<PathBuf, Refusal> {
+/// Makes a directory to mount on, which must be the sandbox's own, not the system's.
+fn mountpoint(root: &Path, path: &str) -> Result<PathBuf, Refusal> {
     let relative = path.strip_prefix('/').unwrap_or_default();
     let first = relative.split('/').next().unwrap_or_default();
-    if !tree::is_clean(relative.as_bytes()) || RESERVED.contains(&first) {
-        return Err(Refusal::path(path, "is no place for a mount: give a plain absolute path"));
+    if !tree::is_clean(relative.as_bytes()) || is_reserved(first) {
+        let why = "is no place for a mount: it must be absolute, plain, and not the system's";
+        return Err(Refusal::path(path, why));
     }
-    let path = PathBuf::from(path);
-    make_dirs(&path).map_err(|error| {
-        Refusal::path(path.display().to_string(), format!("cannot be mounted on: {error}"))
-    })?;
-    Ok(path)
+    let mut at = root.to_owned();
+    for name in relative.split('/') {
+        at.push(name);
+        if fs::symlink_metadata(&at).is_ok_and(|meta| !meta.is_dir()) {
+            return Err(Refusal::path(
+                path,
+                "cannot be mounted on: it leads through a link or file",
+            ));
+        }
+    }
+    make_dirs(&at)
+        .map_err(|error| Refusal::path(path, format!("cannot be mounted on: {error}")))?;
+    Ok(at)
 }
 
 fn bind(from: &Path, to: &Path) -> Result<(), Refusal> {
     rustix::mount::mount_bind(from, to).step(&format!("mount at {}", to.display()))
 }
 
-/// Puts this PID namespace's `/proc` in view, without what speaks of the machine.
-fn show_proc() -> Result<(), Refusal> {
-    let shown = mount_proc()?;
-    attach(&shown, Path::new("/proc"))?;
-    for path in MASKED {
-        match rustix::mount::mount_bind("/dev/null", path) {
+/// Puts this PID namespace's processes in view, without what speaks of the machine.
+fn show_proc(at: &Path) -> Result<(), Refusal> {
+    attach(&mount_proc()?, at)?;
+    for name in MASKED {
+        match rustix::mount::mount_bind("/dev/null", at.join(name)) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-            Err(error) => return Err(error).step(&format!("mask {path}")),
+            Err(error) => return Err(error).step(&format!("mask /proc/{name}")),
         }
     }
-    bind(Path::new("/proc/sys"), Path::new("/proc/sys"))?;
-    sys::mount_setattr(CWD, c"/proc/sys", false, sys::MOUNT_READ_ONLY, None).step("seal /proc/sys")
+    let sys = at.join("sys");
+    bind(&sys, &sys)?;
+    seal(&sys)
 }
 
 /// The last steps, inside the user namespace.
 fn finish(proc: &OwnedFd) -> Result<(), Refusal> {
     // No user namespace below this one: most ways out of a sandbox start with making one.
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-    if let Ok(file) = rustix::fs::openat(proc, "sys/user/max_user_namespaces", flags, Mode::empty())
-    {
-        rustix::io::write(&file, b"0").step("forbid user namespaces")?;
-    }
-    rustix::process::chdir("/").step("enter the root")?;
+    rustix::fs::openat(proc, "sys/user/max_user_namespaces", flags, Mode::empty())
+        .and_then(|file| rustix::io::write(&file, b"0"))
+        .step("forbid user namespaces")?;
     // Cleared by the change of ids, so set last.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).step("die with parent")?;
     let mut sets = rustix::thread::capabilities(None).step("read capabilities")?;

@@ -17,7 +17,7 @@ use crate::keeper::{Identity, forbidden};
 use crate::plan::{LimitsRung, Plan, Source};
 use crate::spawner::{Spawner, slot_name};
 use crate::sys;
-use crate::template::{Views, clone_tree};
+use crate::template::{Parts, Views, clone_tree};
 use crate::wire::{Context, Kind, Refusal, receive, send};
 use crate::{helper, setup};
 
@@ -33,6 +33,8 @@ pub struct Ground<'a> {
     pub rung: LimitsRung,
     /// The plan.
     pub plan: &'a Plan,
+    /// What the root is put together from.
+    pub parts: &'a Parts,
     /// The repository's directory, for an overlay.
     pub lower: Option<OwnedFd>,
     /// The plan's read-only mounts, in its order.
@@ -122,7 +124,10 @@ impl Slot<'_> {
         }
     }
 
-    fn ground<'p>(&mut self, plan: &'p Plan) -> Result<Ground<'p>, Refusal> {
+    fn ground<'p>(&mut self, plan: &'p Plan) -> Result<Ground<'p>, Refusal>
+    where
+        Self: 'p,
+    {
         if let Some(cgroup) = &self.cgroup
             && self.memory_bytes != plan.limits.memory_bytes
         {
@@ -133,6 +138,7 @@ impl Slot<'_> {
             identity: self.spawner.identity,
             rung: self.spawner.rung,
             plan,
+            parts: &self.views.parts,
             lower: None,
             read_only: Vec::new(),
         };

@@ -2,9 +2,11 @@
 //! read-only, a made-up `/etc`, a minimal `/dev`. It is built once, in a mount namespace that
 //! every sandbox gets a copy of.
 
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -28,8 +30,10 @@ pub const LOWER: &str = "/.lower";
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 const SYSTEM: [&str; 8] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "nix"];
 
-/// Paths that a specification may not mount over: the template's own.
-pub const RESERVED: [&str; 6] = ["proc", "dev", "sys", "etc", ".writable", ".lower"];
+/// Top-level names that a specification may not mount at or below.
+pub fn is_reserved(name: &str) -> bool {
+    SYSTEM.contains(&name) || ["proc", "dev", "sys", "etc"].contains(&name)
+}
 
 /// The two views that slots work with.
 pub struct Views {
@@ -37,6 +41,16 @@ pub struct Views {
     pub host: OwnedFd,
     /// The template.
     pub template: OwnedFd,
+    /// What every sandbox's root has of the template.
+    pub parts: Parts,
+}
+
+/// What a sandbox's root is put together from.
+pub struct Parts {
+    /// Mounts, by their path in the template and in the sandbox.
+    pub mounts: Vec<PathBuf>,
+    /// Symbolic links at the top and their targets.
+    pub links: Vec<(&'static str, PathBuf)>,
 }
 
 /// Builds the template and makes it this process's root.
@@ -69,7 +83,7 @@ pub fn build(prefixes: &[PathBuf]) -> Result<Views, Refusal> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     rustix::mount::mount("tmpfs", root, "tmpfs", flags, Some(c"mode=0755,size=16m"))
         .step("mount the template's root")?;
-    layout(root, &etc, &links).step("lay the template out")?;
+    layout(root, &etc).step("lay the template out")?;
     attach(&proc, &root.join("proc"))?;
     for (tree, path) in &bound {
         let at = root.join(path.strip_prefix("/").unwrap_or(path));
@@ -78,6 +92,11 @@ pub fn build(prefixes: &[PathBuf]) -> Result<Views, Refusal> {
         sys::mount_setattr(std::os::fd::AsFd::as_fd(tree), c"", true, set, None)
             .step(&format!("make {} read-only", path.display()))?;
         attach(tree, &at)?;
+    }
+    for name in ["etc", "dev"] {
+        let path = root.join(name);
+        rustix::mount::mount_bind(&path, &path).step("make /etc and /dev mounts")?;
+        seal(&path)?;
     }
     for (tree, name) in &devices {
         attach(tree, &root.join("dev").join(name))?;
@@ -88,7 +107,8 @@ pub fn build(prefixes: &[PathBuf]) -> Result<Views, Refusal> {
     rustix::mount::unmount(".", UnmountFlags::DETACH).step("hide the host's files")?;
     rustix::process::chdir("/").step("enter the template")?;
     let template = own_namespace()?;
-    Ok(Views { host, template })
+    let mounts = bound.into_iter().map(|(_, path)| path).chain(["/etc".into(), "/dev".into()]);
+    Ok(Views { host, template, parts: Parts { mounts: mounts.collect(), links } })
 }
 
 /// This process's mount namespace, held open.
@@ -124,6 +144,13 @@ pub fn attach(mount: &OwnedFd, path: &Path) -> Result<(), Refusal> {
         .step(&format!("mount at {}", path.display()))
 }
 
+/// Makes the mount at `path`, and no mount beneath it, read-only.
+pub fn seal(path: &Path) -> Result<(), Refusal> {
+    let what = format!("seal {}", path.display());
+    let name = CString::new(path.as_os_str().as_bytes()).step(&what)?;
+    sys::mount_setattr(CWD, &name, false, sys::MOUNT_READ_ONLY, None).step(&what)
+}
+
 /// A detached procfs of the current PID namespace.
 pub fn mount_proc() -> Result<OwnedFd, Refusal> {
     use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
@@ -144,14 +171,9 @@ pub fn make_dirs(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o755).create(path)
 }
 
-fn layout(root: &Path, etc: &Etc, links: &[(&str, PathBuf)]) -> io::Result<()> {
-    for name in ["proc", "dev/shm", "etc", "tmp", "var", "run", "home/agent", ".writable", ".lower"]
-    {
+fn layout(root: &Path, etc: &Etc) -> io::Result<()> {
+    for name in ["proc", "dev/shm", "etc", ".writable", ".lower"] {
         make_dirs(&root.join(name))?;
-    }
-    symlink("/tmp", root.join("var/tmp"))?;
-    for (name, target) in links {
-        symlink(target, root.join(name))?;
     }
     for name in DEVICES {
         fs::write(root.join("dev").join(name), "")?;

@@ -32,11 +32,11 @@ pub enum Entry {
     /// Data of the last file at an offset (holes are left out).
     Chunk { offset: u64, data: Vec<u8> },
     /// A symbolic link.
-    Symlink { path: Vec<u8>, target: Vec<u8> },
+    Symlink { path: Vec<u8>, target: Vec<u8>, mtime_s: i64, mtime_ns: u32 },
     /// A deleted path of the pristine tree.
     Whiteout { path: Vec<u8> },
     /// A FIFO.
-    Fifo { path: Vec<u8>, mode: u32 },
+    Fifo { path: Vec<u8>, mode: u32, mtime_s: i64, mtime_ns: u32 },
     /// Another name of an earlier file.
     Hardlink { path: Vec<u8>, first: Vec<u8> },
 }
@@ -72,16 +72,16 @@ impl Entry {
                 body.u64(*offset).bytes(data);
                 Kind::Chunk
             }
-            Self::Symlink { path, target } => {
-                body.bytes(path).bytes(target);
+            Self::Symlink { path, target, mtime_s, mtime_ns } => {
+                body.bytes(path).bytes(target).u64(*mtime_s as u64).u32(*mtime_ns);
                 Kind::Symlink
             }
             Self::Whiteout { path } => {
                 body.bytes(path);
                 Kind::Whiteout
             }
-            Self::Fifo { path, mode } => {
-                body.bytes(path).u32(*mode);
+            Self::Fifo { path, mode, mtime_s, mtime_ns } => {
+                body.bytes(path).u32(*mode).u64(*mtime_s as u64).u32(*mtime_ns);
                 Kind::Fifo
             }
             Self::Hardlink { path, first } => {
@@ -117,9 +117,19 @@ impl Entry {
                 mtime_ns: body.u32()?,
                 size: body.u64()?,
             },
-            Kind::Symlink => Self::Symlink { path, target: body.bytes()?.to_vec() },
+            Kind::Symlink => Self::Symlink {
+                path,
+                target: body.bytes()?.to_vec(),
+                mtime_s: body.u64()? as i64,
+                mtime_ns: body.u32()?,
+            },
             Kind::Whiteout => Self::Whiteout { path },
-            Kind::Fifo => Self::Fifo { path, mode: body.u32()? },
+            Kind::Fifo => Self::Fifo {
+                path,
+                mode: body.u32()?,
+                mtime_s: body.u64()? as i64,
+                mtime_ns: body.u32()?,
+            },
             Kind::Hardlink => {
                 let first = body.bytes()?.to_vec();
                 if !is_clean(&first) {
@@ -203,6 +213,25 @@ impl<'a, W: Write> Walk<'a, W> {
         Self { to, skip, budget, links: HashMap::new() }
     }
 
+    /// Sends `dir` itself, as `path`, and everything below it.
+    pub fn send_whole(&mut self, dir: &OwnedFd, path: &[u8]) -> Result<(), Refusal> {
+        self.own_entry(dir, path)?;
+        self.send(dir, path)
+    }
+
+    /// Sends the entry of `dir` itself, as `path`.
+    pub fn own_entry(&mut self, dir: &OwnedFd, path: &[u8]) -> Result<(), Refusal> {
+        let stat = rustix::fs::fstat(dir).step(&lossy(path))?;
+        let entry = Entry::Dir {
+            path: path.to_vec(),
+            mode: stat.st_mode & 0o7777,
+            mtime_s: stat.st_mtime as i64,
+            mtime_ns: stat.st_mtime_nsec as u32,
+            opaque: false,
+        };
+        entry.send(self.to).step("send a tree")
+    }
+
     /// Sends everything below `dir`, whose own path in the tree is `prefix` (empty at the top).
     pub fn send(&mut self, dir: &OwnedFd, prefix: &[u8]) -> Result<(), Refusal> {
         self.directory(dir, prefix, 0)
@@ -250,12 +279,16 @@ impl<'a, W: Write> Walk<'a, W> {
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(dir, name, Vec::new()).step(&here)?;
                 let target = target.into_bytes();
-                Entry::Symlink { path, target }.send(self.to).step("send a tree")
+                let link = Entry::Symlink { path, target, mtime_s, mtime_ns };
+                link.send(self.to).step("send a tree")
             }
             FileType::CharacterDevice if stat.st_rdev == 0 => {
                 Entry::Whiteout { path }.send(self.to).step("send a tree")
             }
-            FileType::Fifo => Entry::Fifo { path, mode }.send(self.to).step("send a tree"),
+            FileType::Fifo => {
+                let fifo = Entry::Fifo { path, mode, mtime_s, mtime_ns };
+                fifo.send(self.to).step("send a tree")
+            }
             // Sockets are dead with the command that made them; devices cannot be made inside.
             _ => Ok(()),
         }
@@ -413,13 +446,16 @@ impl Maker<'_> {
                 rustix::fs::fchmod(&file, mode).step(&here)?;
                 self.file = Some((file, here, timestamps(mtime_s, mtime_ns)));
             }
-            Entry::Symlink { target, .. } => {
+            Entry::Symlink { target, mtime_s, mtime_ns, .. } => {
                 rustix::fs::symlinkat(target.as_slice(), parent, name).step(&here)?;
+                set_times(parent, name, mtime_s, mtime_ns).step(&here)?;
             }
             Entry::Whiteout { .. } => whiteout(parent, name).step(&here)?,
-            Entry::Fifo { mode, .. } => {
+            Entry::Fifo { mode, mtime_s, mtime_ns, .. } => {
                 let mode = Mode::from_raw_mode(mode);
                 rustix::fs::mknodat(parent, name, FileType::Fifo, mode, 0).step(&here)?;
+                rustix::fs::chmodat(parent, name, mode, AtFlags::empty()).step(&here)?;
+                set_times(parent, name, mtime_s, mtime_ns).step(&here)?;
             }
             Entry::Hardlink { first, .. } => {
                 let (first_parent, first_name) = split(&first);
@@ -463,8 +499,12 @@ impl Maker<'_> {
     }
 }
 
+fn set_times(parent: &OwnedFd, name: &[u8], seconds: i64, nanos: u32) -> rustix::io::Result<()> {
+    rustix::fs::utimensat(parent, name, &timestamps(seconds, nanos), AtFlags::SYMLINK_NOFOLLOW)
+}
+
 /// Makes an overlay whiteout: the name is deleted, whatever the lower layer has.
-pub fn whiteout(parent: &OwnedFd, name: &[u8]) -> rustix::io::Result<()> {
+fn whiteout(parent: &OwnedFd, name: &[u8]) -> rustix::io::Result<()> {
     rustix::fs::mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), 0)
 }
 

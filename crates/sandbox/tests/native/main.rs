@@ -1,0 +1,10 @@
+//! Real sandboxes. Everything here runs as whoever runs the tests; as root, all of it runs once
+//! more as an ordinary user.
+
+mod commands;
+mod files;
+mod isolation;
+mod lifetime;
+mod limits;
+mod support;
+mod user;
