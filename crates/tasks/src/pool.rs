@@ -158,15 +158,16 @@ pub enum Contamination {
 ///
 /// # Errors
 /// [`Contamination`] with the first member of `held_out` that is in `train` too.
-pub fn assert_disjoint(
-    train: &[TaskInstance],
-    held_out: &[TaskInstance],
+pub fn assert_disjoint<'a>(
+    train: impl IntoIterator<Item = &'a TaskInstance>,
+    held_out: impl IntoIterator<Item = &'a TaskInstance>,
 ) -> Result<(), Contamination> {
-    let ids: BTreeSet<&str> = train.iter().map(|t| t.instance_id.as_str()).collect();
-    let repos: BTreeMap<String, &str> =
-        train.iter().map(|t| (repo_name(&t.repo), t.instance_id.as_str())).collect();
+    let mut ids: BTreeSet<&str> = BTreeSet::new();
+    let mut repos: BTreeMap<String, &str> = BTreeMap::new();
     let mut files: BTreeMap<&str, &str> = BTreeMap::new();
     for instance in train {
+        ids.insert(&instance.instance_id);
+        repos.insert(repo_name(&instance.repo), &instance.instance_id);
         for (_, text) in sources(instance) {
             files.insert(text, &instance.instance_id);
         }
@@ -195,7 +196,10 @@ fn sources(instance: &TaskInstance) -> impl Iterator<Item = (&str, &str)> {
     instance
         .files
         .iter()
-        .filter(|(path, text)| path.ends_with(".py") && text.contains("def "))
+        .filter(|(path, text)| {
+            std::path::Path::new(path).extension().is_some_and(|e| e == "py")
+                && text.contains("def ")
+        })
         .map(|(path, text)| (path.as_str(), text.as_str()))
 }
 

@@ -12,7 +12,7 @@ use patchwright_core::{RepoSource, TaskError, TaskInstance};
 use sha2::{Digest, Sha256};
 
 /// Longest that one git command may take: a clone of a large repository.
-const GIT_TIMEOUT: Duration = Duration::from_secs(1_800);
+const GIT_TIMEOUT: Duration = Duration::from_mins(30);
 /// Bytes of git's messages that are read.
 const MAX_MESSAGE_BYTES: usize = 64 << 10;
 

@@ -8,7 +8,7 @@ use patchwright_core::{
     InstallConfig, SandboxProvider, TaskError, TaskInstance, derive_seed, stream,
 };
 
-use super::driver::{Driver, Job, Outcome};
+use super::driver::{Driver, Job, Outcome, Payload};
 use super::hidden_tests::{self, HiddenTests};
 use super::{BuildOptions, BuildReport, CheckedRepos, EmbeddedRepo, check};
 use crate::inject::{self, Injection, Mutation};
@@ -49,39 +49,19 @@ pub(super) fn build(
     report.num_candidates = works.iter().map(|work| work.candidates.len()).sum();
     let payloads: Vec<_> =
         works.iter().map(|work| check::payload(&work.repo, &work.tests)).collect();
-    let driver =
-        Driver { provider, limits: options.limits.clone(), parallelism: options.parallelism };
+    let driver = Driver::new(provider, options);
     loop {
         let tries = next_wave(&mut works, options);
         if tries.is_empty() {
             break;
         }
         report.num_tried += tries.len();
-        let jobs: Vec<Job> = tries
-            .iter()
-            .map(|t| Job { repo: t.work, changed: t.injection.changed.clone(), calls: None })
-            .collect();
-        let first = driver.run(&payloads, &jobs, 0)?;
-        // Only what the first run leaves standing is worth repeating.
-        let mut standing: Vec<usize> = Vec::new();
-        for (index, outcome) in first.iter().enumerate() {
-            match verdict(&works[tries[index].work].tests, outcome) {
-                Ok(()) => standing.push(index),
-                Err(reason) => *report.rejected.entry(reason.to_owned()).or_default() += 1,
-            }
-        }
-        let again: Vec<Job> = standing.iter().map(|index| jobs[*index].clone()).collect();
-        let mut runs: BTreeMap<usize, Vec<Outcome>> =
-            standing.iter().map(|index| (*index, vec![first[*index].clone()])).collect();
-        for repeat in 1..options.repeats.max(1) {
-            for (index, outcome) in standing.iter().zip(driver.run(&payloads, &again, repeat)?) {
-                runs.entry(*index).or_default().push(outcome);
-            }
-        }
-        for (index, runs) in runs {
+        let standing = run_wave(&tries, &works, &payloads, &driver, options, &mut report)?;
+        for (index, runs) in standing {
             let attempt = &tries[index];
             let work = &mut works[attempt.work];
             if work.accepted.len() >= options.bugs_per_repo {
+                *report.rejected.entry("not needed".to_owned()).or_default() += 1;
                 continue;
             }
             match instance(work, &attempt.injection, &runs, options) {
@@ -97,6 +77,36 @@ pub(super) fn build(
     let instances: Vec<TaskInstance> = works.into_iter().flat_map(|work| work.accepted).collect();
     report.num_instances = instances.len();
     Ok((instances, report))
+}
+
+/// Runs the tries; those that the first run leaves standing are repeated. Index of a try to its
+/// runs.
+fn run_wave(
+    tries: &[Try],
+    works: &[Work],
+    payloads: &[Payload],
+    driver: &Driver<'_>,
+    options: &BuildOptions,
+    report: &mut BuildReport,
+) -> Result<BTreeMap<usize, Vec<Outcome>>, TaskError> {
+    let jobs: Vec<Job> = tries
+        .iter()
+        .map(|t| Job { repo: t.work, changed: t.injection.changed.clone(), calls: None })
+        .collect();
+    let mut standing: BTreeMap<usize, Vec<Outcome>> = BTreeMap::new();
+    for (index, outcome) in driver.run(payloads, &jobs, 0)?.into_iter().enumerate() {
+        match verdict(&works[tries[index].work].tests, &outcome) {
+            Ok(()) => _ = standing.insert(index, vec![outcome]),
+            Err(reason) => *report.rejected.entry(reason.to_owned()).or_default() += 1,
+        }
+    }
+    let again: Vec<Job> = standing.keys().map(|index| jobs[*index].clone()).collect();
+    for repeat in 1..options.repeats.max(1) {
+        for (runs, outcome) in standing.values_mut().zip(driver.run(payloads, &again, repeat)?) {
+            runs.push(outcome);
+        }
+    }
+    Ok(standing)
 }
 
 fn prepare(repo: EmbeddedRepo, options: &BuildOptions) -> Work {

@@ -32,8 +32,7 @@ pub fn check_repos(
     provider: &dyn SandboxProvider,
     options: &BuildOptions,
 ) -> Result<CheckedRepos, TaskError> {
-    let driver =
-        Driver { provider, limits: options.limits.clone(), parallelism: options.parallelism };
+    let driver = Driver::new(provider, options);
     refuse_names(&repos)?;
     let mut checked = CheckedRepos { repos, ..CheckedRepos::default() };
     fill_expected(&mut checked, &driver, options)?;

@@ -8,14 +8,20 @@ Output (stdout), one object a line: {"job", "test", "passed", "returned" | "rais
 {"job", "call", "value" | "raised" | "cut" | "unstable"}, and {"job", "end"} once a job is over:
 "ok", or what stopped it. Children speak to this process over a pipe; their own output is dropped.
 """
-import bisect, collections, copy, dataclasses, datetime, enum, functools, gc, heapq, importlib
-import importlib.machinery, itertools, json, math, operator, os, random, re, resource, select
-import signal, statistics, string, sys, textwrap, time, typing, unittest
+import gc, importlib, importlib.machinery, json, os, re, resource, select, signal, sys, time
+import unittest
 
 ROOT = "/testbed/"
 # Of one job's report: the host takes 16 MiB from one run of at most 128 jobs.
 MAX_BYTES = 120 << 10
 CODE = {}
+# Loaded once, before any fork, if some repository imports them.
+PRELOAD = set(
+    "abc bisect collections copy csv dataclasses datetime decimal enum fractions functools hashlib"
+    " heapq io itertools json math operator random re statistics string textwrap time typing"
+    " unicodedata".split()
+)
+IMPORT = re.compile(r"^[ \t]*(?:import|from)[ \t]+([a-z_]+)", re.MULTILINE)
 
 
 class Cut(BaseException):
@@ -246,6 +252,8 @@ def main():
     for repo in batch["repos"]:
         for path, source in repo["files"].items():
             if path.endswith(".py"):
+                for name in PRELOAD.intersection(IMPORT.findall(source)):
+                    importlib.import_module(name)
                 try:
                     compiled(path, source)
                 except (SyntaxError, ValueError):

@@ -11,7 +11,7 @@ use patchwright_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::RunLimits;
+use super::{BuildOptions, RunLimits};
 use crate::issue::Observed;
 
 /// The program that runs inside the sandbox.
@@ -96,13 +96,20 @@ struct ResultMessage {
 
 /// Runs jobs in the provider's sandboxes.
 pub(super) struct Driver<'a> {
-    pub provider: &'a dyn SandboxProvider,
-    pub limits: RunLimits,
+    provider: &'a dyn SandboxProvider,
+    limits: RunLimits,
     /// Sandboxes at work at the same time; the results do not depend on it.
-    pub parallelism: usize,
+    parallelism: usize,
+    /// Sandboxes between two runs: dropping one destroys it.
+    idle: Mutex<Vec<Box<dyn Sandbox>>>,
 }
 
-impl Driver<'_> {
+impl<'a> Driver<'a> {
+    pub fn new(provider: &'a dyn SandboxProvider, options: &BuildOptions) -> Self {
+        let limits = options.limits.clone();
+        Self { provider, limits, parallelism: options.parallelism, idle: Mutex::default() }
+    }
+
     /// Runs every job under `hash_seed` (Python's `PYTHONHASHSEED`); outcomes in the order of jobs.
     pub fn run(
         &self,
@@ -113,24 +120,19 @@ impl Driver<'_> {
         let chunks = chunks(repos, jobs);
         let next = AtomicUsize::new(0);
         let results: Mutex<BTreeMap<usize, Result<Vec<Outcome>, TaskError>>> = Mutex::default();
+        // A poisoned lock means that another worker panicked; that panic is passed on.
         let work = || {
-            let mut sandbox = None;
+            let mut sandbox = self.idle.lock().expect("no worker panics").pop();
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 let Some(chunk) = chunks.get(index) else { break };
                 let result = self.run_chunk(&mut sandbox, repos, &jobs[chunk.clone()], hash_seed);
-                let failed = result.is_err();
-                // A poisoned lock means that another worker panicked; that panic is passed on.
-                results.lock().expect("no worker panics").insert(index, result);
-                if failed {
+                if result.is_err() {
                     next.store(chunks.len(), Ordering::Relaxed);
                 }
+                results.lock().expect("no worker panics").insert(index, result);
             }
-            // Its files are nobody's business any more; a failure to remove them is reported by
-            // the provider's own clean-up.
-            if let Some(sandbox) = sandbox {
-                let _ = Sandbox::destroy(sandbox);
-            }
+            self.idle.lock().expect("no worker panics").extend(sandbox);
         };
         std::thread::scope(|scope| {
             for _ in 0..self.parallelism.clamp(1, chunks.len().max(1)) {
