@@ -3,4 +3,5 @@
 mod common;
 mod grading;
 mod react;
+mod releases;
 mod tools;
