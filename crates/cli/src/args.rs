@@ -125,15 +125,23 @@ pub struct CompletionsArgs {
 /// `patchwright pretrain`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
-    patchwright pretrain --out checkpoints/base\n  \
-    patchwright pretrain --out checkpoints/small --seed 1 --tokens 500000")]
+    patchwright pretrain --out checkpoints/mine\n  \
+    patchwright pretrain --out checkpoints/small --seed 1 --set num_sessions=2000\n  \
+    patchwright pretrain --out checkpoints/again --recipe models/base/pretrain.json\n\n\
+    The checkpoint holds the recipe that made it as pretrain.json.")]
 pub struct PretrainArgs {
     /// The new checkpoint directory
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Seed of the weights and of the corpus
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
+    /// A file with the values that are not the default, TOML or a checkpoint's pretrain.json
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+    /// Seed of the weights and of the corpus; the same as --set seed=N
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Changes one value, such as num_sessions=2000; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
 }
 
 /// `patchwright eval`.
@@ -155,6 +163,7 @@ pub struct EvalArgs {
     /// Prints the result as JSON instead of the table
     #[arg(long)]
     pub json: bool,
+    /// The recipe behind it.
     #[command(flatten)]
     pub recipe: RecipeArgs,
 }
@@ -162,9 +171,10 @@ pub struct EvalArgs {
 /// The recipe behind a command that is no training.
 #[derive(Debug, Args)]
 pub struct RecipeArgs {
-    /// The recipe whose limits hold: a name or the path of a TOML file
-    #[arg(long, value_name = "RECIPE", default_value = "embedded")]
-    pub recipe: String,
+    /// The recipe whose limits hold: a name or the path of a TOML file [default: embedded; with
+    /// --script swe-rebench]
+    #[arg(long, value_name = "RECIPE")]
+    pub recipe: Option<String>,
     /// Seed of the samples
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
@@ -180,7 +190,9 @@ pub struct RecipeArgs {
     patchwright rollout --tasks tasks.jsonl --instance org__repo-1 --json\n  \
     patchwright rollout --tasks tasks.jsonl --script script.json\n\n\
     A script drives the agent without a model: a JSON object from instance ids to the texts of\n\
-    its turns, such as {\"org__repo-1\": [\"```\\nedit 3\\n...\\n```\", \"```\\nsubmit\\n```\"]}.")]
+    its turns, in the form of the recipe's prompt profile, such as\n  \
+    {\"org__repo-1\": [\"```command\\nls\\n```\", \"```command\\nsubmit\\n```\"]}\n\
+    Limits on tokens do not hold for a script.")]
 pub struct RolloutArgs {
     /// File or directory of SWE-bench-style JSONL rows; the repository of a row is a local
     /// directory, a git URL, or the row's own files
@@ -198,6 +210,7 @@ pub struct RolloutArgs {
     /// Prints each rollout as a line of JSON instead of the table
     #[arg(long)]
     pub json: bool,
+    /// The recipe behind it.
     #[command(flatten)]
     pub recipe: RecipeArgs,
 }
@@ -276,8 +289,7 @@ pub enum SandboxCommand {
 #[command(after_help = "Examples:\n  \
     patchwright sandbox run -- python3 --version\n  \
     patchwright sandbox run --repo . -- bash -c 'ls && id -u'\n\n\
-    Standard input is passed in as far as it is not a terminal. The exit code is the command's;\n\
-    124 when it ran out of time, 128 + N when signal N ended it.")]
+    The exit code is the command's; 124 when it ran out of time, 128 + N when signal N ended it.")]
 pub struct SandboxRunArgs {
     /// Directory that appears inside as the repository; it is never written to
     #[arg(long, value_name = "DIR")]
@@ -285,6 +297,9 @@ pub struct SandboxRunArgs {
     /// Wall-clock bound in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub timeout: u64,
+    /// Passes standard input in, to its end
+    #[arg(long)]
+    pub stdin: bool,
     /// Prints the changes of the repository as a unified diff afterwards
     #[arg(long)]
     pub diff: bool,

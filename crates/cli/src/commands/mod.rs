@@ -1,21 +1,37 @@
 //! One module a command: each reads its arguments, asks another crate, and tells the result.
 
+mod doctor;
+mod eval;
+mod policy;
+
 mod report;
+mod rollout;
+mod sandbox;
+mod tasks;
+mod train;
 
 use std::process::ExitCode;
 
 use clap::CommandFactory;
 
-use crate::args::{Cli, Command, CompletionsArgs};
+use crate::args::{Cli, Command, CompletionsArgs, SandboxCommand, TasksCommand};
 use crate::error::CliError;
 use crate::output;
 
 /// Does what was asked. An exit code other than 0 is a command's own, such as the sandbox's.
 pub fn run(command: Command) -> Result<ExitCode, CliError> {
     match command {
+        Command::Pretrain(_) => Ok(ExitCode::FAILURE),
+        Command::Train(args) => train::run(&args),
+
+        Command::Eval(args) => eval::run(&args),
+        Command::Rollout(args) => rollout::run(&args),
+        Command::Tasks(TasksCommand::Generate(args)) => tasks::generate(&args),
+        Command::Tasks(TasksCommand::Show(args)) => tasks::show(&args),
+        Command::Sandbox(SandboxCommand::Run(args)) => sandbox::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions(&args),
-        _ => Ok(ExitCode::FAILURE),
     }
 }
 

@@ -82,7 +82,7 @@ fn evaluation(e: &EvaluationResult) -> String {
     );
     if e.num_failed_infrastructure > 0 {
         line += &format!(
-            " ({} rollouts without a grade count as not solved)",
+            " ({} rollouts without a grade are left out)",
             e.num_failed_infrastructure
         );
     }

@@ -1,0 +1,173 @@
+//! `patchwright doctor`: what this machine has of what the program needs.
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use patchwright_core::{ExecRequest, ExecStatus, RepoSource, SandboxLimits, SandboxProvider, SandboxSpec};
+use patchwright_sandbox::{FeatureStatus, NativeOptions, NativeSandboxes};
+use serde::Serialize;
+
+use crate::args::DoctorArgs;
+use crate::error::CliError;
+use crate::{numbers, output, table};
+
+/// Free disk space under which a run is likely to fail, and under which it may.
+const DISK_NEEDED: u64 = 512 << 20;
+const DISK_WANTED: u64 = 2 << 30;
+
+/// How a check came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Ok,
+    /// Something stands in, or only some commands need it.
+    Warn,
+    Fail,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: String,
+    status: Status,
+    /// What was found, or how to mend it.
+    detail: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Findings {
+    schema_version: u32,
+    /// Whether everything that is needed is there.
+    ok: bool,
+    checks: Vec<Check>,
+}
+
+impl Check {
+    fn new(name: &str, status: Status, detail: impl Into<String>) -> Self {
+        Self { name: name.to_owned(), status, detail: detail.into() }
+    }
+}
+
+/// Runs all checks. The exit code is 1 when something that is needed is missing.
+pub fn run(args: &DoctorArgs) -> Result<ExitCode, CliError> {
+    let mut checks = vec![python()];
+    checks.extend(sandboxes());
+    checks.push(sandbox_python());
+    checks.push(git());
+    checks.push(disk(Path::new("."), "disk space here"));
+    checks.push(disk(&std::env::temp_dir(), "disk space for temporary files"));
+    let ok = checks.iter().all(|check| check.status != Status::Fail);
+    if args.json {
+        output::json(&Findings { schema_version: 1, ok, checks })?;
+    } else {
+        let rows = checks.iter().map(|check| {
+            let status = match check.status {
+                Status::Ok => "ok",
+                Status::Warn => "warn",
+                Status::Fail => "FAIL",
+            };
+            vec![status.to_owned(), check.name.clone(), check.detail.clone()]
+        });
+        output::data(&table::table(&["Status", "Check", "Found"], &[], rows))?;
+        output::note(if ok {
+            "Everything that is needed is there."
+        } else {
+            "Something that is needed is missing; each FAIL says how to mend it."
+        });
+    }
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// First line of what a program prints, if it runs.
+fn version(program: &str) -> Option<String> {
+    let output = Command::new(program).arg("--version").output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    output.status.success().then(|| text.lines().next().unwrap_or_default().to_owned())
+}
+
+fn python() -> Check {
+    match version("python3") {
+        Some(version) => Check::new("python3", Status::Ok, version),
+        None => Check::new(
+            "python3",
+            Status::Fail,
+            "not found in PATH; the tasks are Python repositories: install it \
+             (Debian, Ubuntu: apt-get install python3)",
+        ),
+    }
+}
+
+fn git() -> Check {
+    match version("git") {
+        Some(version) => Check::new("git", Status::Ok, version),
+        None => Check::new(
+            "git",
+            Status::Warn,
+            "not found in PATH; only task rows whose repository is a git URL need it",
+        ),
+    }
+}
+
+fn sandboxes() -> Vec<Check> {
+    NativeSandboxes::probe()
+        .into_iter()
+        .map(|feature| match feature.status {
+            FeatureStatus::Ok(found) => Check::new(feature.name, Status::Ok, found),
+            FeatureStatus::Degraded(how) => Check::new(feature.name, Status::Warn, how),
+            FeatureStatus::Missing(how) => Check::new(feature.name, Status::Fail, how),
+        })
+        .collect()
+}
+
+/// Whether the host's python3 works inside: it may be installed where a sandbox does not look.
+fn sandbox_python() -> Check {
+    let name = "python3 in a sandbox";
+    let spec = SandboxSpec {
+        repo: RepoSource::Files(std::sync::Arc::default()),
+        workdir: "/testbed".into(),
+        read_only_mounts: Vec::new(),
+        env: std::collections::BTreeMap::default(),
+        limits: SandboxLimits::default(),
+    };
+    let script = ["python3", "-c", "import unittest, sys; print(sys.version.split()[0])"];
+    let request = ExecRequest::argv(&script, "/testbed", Duration::from_secs(30));
+    let run = || {
+        let mut sandbox = NativeSandboxes::new(NativeOptions::default())?.create(&spec)?;
+        let output = sandbox.exec(&request)?;
+        sandbox.destroy()?;
+        Ok::<_, patchwright_core::SandboxError>(output)
+    };
+    match run() {
+        Ok(output) if output.status == ExecStatus::Exited(0) => {
+            Check::new(name, Status::Ok, String::from_utf8_lossy(&output.stdout).trim())
+        }
+        Ok(output) => Check::new(
+            name,
+            Status::Fail,
+            format!(
+                "does not run: {}",
+                String::from_utf8_lossy(&output.stderr).lines().last().unwrap_or("no message")
+            ),
+        ),
+        Err(error) => Check::new(name, Status::Fail, error.to_string()),
+    }
+}
+
+fn disk(path: &Path, name: &str) -> Check {
+    let free = match rustix::fs::statvfs(path) {
+        Ok(found) => found.f_bavail * found.f_frsize,
+        Err(error) => {
+            return Check::new(name, Status::Warn, format!("{}: {error}", path.display()));
+        }
+    };
+    let found = format!("{} MiB free", numbers::count((free >> 20) as f64));
+    if free < DISK_NEEDED {
+        let needed = numbers::count((DISK_NEEDED >> 20) as f64);
+        Check::new(name, Status::Fail, format!("{found}; a run needs about {needed} MiB"))
+    } else if free < DISK_WANTED {
+        Check::new(name, Status::Warn, format!("{found}; several runs may fill it"))
+    } else {
+        Check::new(name, Status::Ok, found)
+    }
+}
