@@ -65,6 +65,10 @@ fn life(provider: &NativeSandboxes, spec: &SandboxSpec) -> Result<(), SandboxErr
     sandbox.destroy()
 }
 
+fn io(source: std::io::Error) -> SandboxError {
+    SandboxError::Io { context: "prepare a directory".to_owned(), source }
+}
+
 fn main() -> Result<(), SandboxError> {
     let seconds = std::env::args().nth(1).and_then(|s| s.parse().ok()).unwrap_or(2.0);
     let start = Instant::now();
@@ -95,6 +99,19 @@ fn main() -> Result<(), SandboxError> {
     report("diff", repeat(seconds, || sandbox.diff().map(drop))?);
     report("fork + destroy", repeat(seconds, || sandbox.fork()?.destroy())?);
     sandbox.destroy()?;
+
+    let directory = tempfile::tempdir().map_err(io)?;
+    for n in 0..2000 {
+        let at = directory.path().join(format!("d{}", n % 50));
+        std::fs::create_dir_all(&at).map_err(io)?;
+        std::fs::write(at.join(format!("f{n}.py")), "x = 1\n".repeat(200)).map_err(io)?;
+    }
+    let over =
+        SandboxSpec { repo: RepoSource::Directory(directory.path().to_owned()), ..spec.clone() };
+    report(
+        "2,000 files on disk: create + true + destroy",
+        repeat(seconds, || life(&provider, &over))?,
+    );
 
     for num_threads in [1, 8, 32] {
         let stop = AtomicBool::new(false);

@@ -10,10 +10,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use patchwright_core::FileChange;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 
 use crate::helper::MAX_DIFF;
-use crate::tree::{Entry, READ_DIR, Skip, open_beneath};
+use crate::tree::{Entry, READ_DIR, Skip, names, open_beneath};
 
 /// A repository as it was.
 pub enum Pristine {
@@ -210,14 +210,7 @@ fn collect(root: &OwnedFd, path: &[u8], found: &mut Vec<String>) -> io::Result<(
         }
         Err(error) => return Err(error.into()),
     };
-    let mut names = Vec::new();
-    for entry in Dir::read_from(&dir)? {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if name != b"." && name != b".." {
-            names.push(name);
-        }
-    }
-    for name in names {
+    for name in names(&dir)? {
         let below = if path.is_empty() { name } else { [path, b"/", &name].concat() };
         collect(root, &below, found)?;
     }

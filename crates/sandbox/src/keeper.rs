@@ -73,7 +73,7 @@ impl RawNumber for OwnedFd {
 fn run(control: OwnedFd) -> i32 {
     // Away from the terminal: Ctrl-C is for the host program, which ends its sandboxes itself.
     let _ = rustix::process::setsid();
-    let _ = rustix::stdio::dup2_stdin(&null());
+    let _ = rustix::stdio::dup2_stdin(null());
     rustix::process::umask(rustix::fs::Mode::from(0o022));
     sys::reset_signals();
     let mut buffer = vec![0; MAX_CONTROL];
@@ -126,15 +126,13 @@ fn start(control: &OwnedFd, boot: &Boot) -> Result<(rustix::process::Pid, Option
         let flags = UnshareFlags::NEWPID | UnshareFlags::NEWUTS;
         forbidden(sys::unshare(flags), "make a PID namespace")?;
         rustix::system::sethostname(b"sandbox").step("set the host name")?;
-        match sys::fork(0).step("fork the spawner")? {
-            Some(pid) => Ok(pid),
-            None => {
-                let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-                let rung = home.as_ref().map_or(LimitsRung::Watchdog, |home| home.rung);
-                let cgroup = home.as_ref().and_then(|home| home.dir.try_clone().ok());
-                spawner::main(Spawner::new(control, identity, rung, cgroup), boot)
-            }
+        if let Some(pid) = sys::fork(0).step("fork the spawner")? {
+            return Ok(pid);
         }
+        let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+        let rung = home.as_ref().map_or(LimitsRung::Watchdog, |home| home.rung);
+        let cgroup = home.as_ref().and_then(|home| home.dir.try_clone().ok());
+        spawner::main(Spawner::new(control, identity, rung, cgroup), boot)
     })();
     match started {
         Ok(pid) => Ok((pid, home)),

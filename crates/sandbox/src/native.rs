@@ -25,7 +25,7 @@ use crate::tree::{self, Entry, Skip, Walk};
 use crate::wire::{Cause, Kind, MAX_FRAME, Refusal, receive, send};
 
 /// How long PID 1 may take to answer, beyond what the request itself may take.
-const GRACE: Duration = Duration::from_secs(60);
+const GRACE: Duration = Duration::from_mins(1);
 /// Longest output that is kept of one stream.
 const MAX_OUTPUT: usize = 16 << 20;
 /// Memory that must be left when the disk, which is memory too, is full.
@@ -207,8 +207,9 @@ impl NativeSandbox {
         refused.map_or(Ok(written), Err)
     }
 
-    fn end(&mut self) -> Result<(), SandboxError> {
-        let Some(slot) = self.slot.take() else { return Ok(()) };
+    /// Kills everything and awaits the end; once is enough.
+    fn end(&mut self) {
+        let Some(slot) = self.slot.take() else { return };
         let gone = slot
             .stream
             .set_read_timeout(Some(GRACE))
@@ -220,7 +221,6 @@ impl NativeSandbox {
             // It died by itself; its slot has ended with it, and this makes sure.
             self.inner.abandon(slot);
         }
-        Ok(())
     }
 }
 
@@ -305,13 +305,14 @@ impl Sandbox for NativeSandbox {
     }
 
     fn destroy(mut self: Box<Self>) -> Result<(), SandboxError> {
-        self.end()
+        self.end();
+        Ok(())
     }
 }
 
 impl Drop for NativeSandbox {
     fn drop(&mut self) {
-        let _ = self.end();
+        self.end();
     }
 }
 

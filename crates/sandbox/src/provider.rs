@@ -29,7 +29,7 @@ use crate::wire::{Kind, Refusal, receive};
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How sandboxes are made.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct NativeOptions {
     /// Sandboxes alive at once, at most; one more is refused.
     pub max_sandboxes: usize,

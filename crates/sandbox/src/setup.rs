@@ -39,15 +39,27 @@ const MASKED: [&str; 6] = ["kcore", "keys", "kmsg", "sysrq-trigger", "timer_list
 pub const PARTS: [(&str, u32); 4] =
     [("repo", 0o755), ("tmp", 0o1777), ("shm", 0o1777), ("home", 0o755)];
 
+/// Makes one owner's files appear as the commands' own.
+pub struct OwnerMap {
+    /// User and group.
+    owner: (u32, u32),
+    /// The user namespace whose map it is.
+    users: OwnedFd,
+}
+
 /// Opens the plan's host directories. Called while the host's files are in view.
-pub fn find_sources(ground: &mut Ground<'_>, overlay: bool) -> Result<(), Refusal> {
+pub fn find_sources(
+    ground: &mut Ground<'_>,
+    overlay: bool,
+    owner: &mut Option<OwnerMap>,
+) -> Result<(), Refusal> {
     if let Source::Directory(path) = &ground.plan.source {
         if !overlay {
             return Err(no_overlay("tmpfs has no user attributes (kernel before 6.6)"));
         }
         let tree = source(path)?;
         if ground.identity.privileged {
-            show_as_user(&tree, ground.identity)?;
+            show_as_user(&tree, ground.identity, owner)?;
         }
         ground.lower = Some(tree);
     }
@@ -66,17 +78,29 @@ fn no_overlay(why: impl Into<String>) -> Refusal {
 
 /// Makes the files of a directory's owner appear as the commands' own: a file whose owner is not
 /// known inside cannot be changed through an overlay.
-fn show_as_user(tree: &OwnedFd, identity: Identity) -> Result<(), Refusal> {
+fn show_as_user(
+    tree: &OwnedFd,
+    identity: Identity,
+    held: &mut Option<OwnerMap>,
+) -> Result<(), Refusal> {
     let stat = rustix::fs::fstat(tree).step("look at the repository")?;
     if stat.st_uid == identity.uid && stat.st_gid == identity.gid {
         return Ok(());
     }
-    let users = id_map(
-        &format!("{} {} 1", stat.st_uid, identity.uid),
-        &format!("{} {} 1", stat.st_gid, identity.gid),
-    )?;
-    sys::mount_setattr(tree.as_fd(), c"", false, 0, Some(users.as_fd()))
-        .map_err(|error| no_overlay(format!("its file system cannot map owners: {error}")))
+    let owner = (stat.st_uid, stat.st_gid);
+    let map = match held.take() {
+        Some(map) if map.owner == owner => map,
+        _ => OwnerMap {
+            owner,
+            users: id_map(
+                &format!("{} {} 1", owner.0, identity.uid),
+                &format!("{} {} 1", owner.1, identity.gid),
+            )?,
+        },
+    };
+    let shown = sys::mount_setattr(tree.as_fd(), c"", false, 0, Some(map.users.as_fd()));
+    *held = Some(map);
+    shown.map_err(|error| no_overlay(format!("its file system cannot map owners: {error}")))
 }
 
 /// A user namespace that exists only for its maps.
@@ -110,7 +134,7 @@ fn id_map(uid_map: &str, gid_map: &str) -> Result<OwnedFd, Refusal> {
 
 /// Builds the sandbox and gives its writable file system, which is nowhere in view. On return the
 /// process has no power over anything outside.
-pub fn build(ground: Ground<'_>, stream: &mut UnixStream) -> Result<OwnedFd, Refusal> {
+pub fn build(ground: &Ground<'_>, stream: &mut UnixStream) -> Result<OwnedFd, Refusal> {
     let plan = ground.plan;
     let identity = ground.identity;
     let writable = match mount_writable(plan, identity) {
@@ -132,7 +156,7 @@ pub fn build(ground: Ground<'_>, stream: &mut UnixStream) -> Result<OwnedFd, Ref
     for (tree, (_, at)) in ground.read_only.iter().zip(&plan.read_only) {
         attach(tree, &mountpoint(&root, at)?)?;
     }
-    mount_repository(&ground, &root)?;
+    mount_repository(ground, &root)?;
     let hidden_proc = mount_proc()?;
     show_proc(&root.join("proc"))?;
     seal(&root)?;

@@ -13,13 +13,14 @@ use rustix::process::{Signal, WaitOptions};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use crate::cgroup::{self, Slot as Cgroup};
+use crate::helper;
 use crate::keeper::{Identity, forbidden};
 use crate::plan::{LimitsRung, Plan, Source};
+use crate::setup::{self, OwnerMap};
 use crate::spawner::{Spawner, slot_name};
 use crate::sys;
 use crate::template::{Parts, Views, clone_tree};
 use crate::wire::{Context, Kind, Refusal, receive, send};
-use crate::{helper, setup};
 
 /// Ends a sandbox that was refused while it was set up: the refusal is already sent, and what the
 /// host sends besides is read.
@@ -57,7 +58,7 @@ pub fn main(spawner: &Spawner, views: &Views, socket: OwnedFd) -> ! {
     if send(&mut stream, Kind::Ready, &[]).is_err() {
         sys::exit(1);
     }
-    let mut slot = Slot { spawner, views, cgroup, memory_bytes: 0 };
+    let mut slot = Slot { spawner, views, cgroup, memory_bytes: 0, owner: None };
     loop {
         let plan = match receive(&mut stream) {
             Ok(Some((Kind::Create, body))) => Plan::decode(&body),
@@ -93,6 +94,8 @@ struct Slot<'a> {
     views: &'a Views,
     cgroup: Option<Cgroup>,
     memory_bytes: u64,
+    /// The last repository owner's map, which the next repository's likely is too.
+    owner: Option<OwnerMap>,
 }
 
 impl Slot<'_> {
@@ -111,12 +114,11 @@ impl Slot<'_> {
                 drop(ground);
                 let status = rustix::process::waitpid(Some(pid), WaitOptions::empty());
                 match status.ok().flatten().and_then(|(_, status)| status.exit_status()) {
-                    Some(0) => Ok(()),
-                    Some(REFUSED) => Ok(()),
+                    Some(0 | REFUSED) => Ok(()),
                     _ => Err(()),
                 }
             }
-            Ok(None) => sandbox(ground, stream),
+            Ok(None) => sandbox(&ground, stream),
             Err(refusal) => {
                 send(stream, Kind::Refused, &refusal.encode()).map_err(drop)?;
                 drain(stream)
@@ -146,7 +148,7 @@ impl Slot<'_> {
         if needs_host {
             let mounts = Some(LinkNameSpaceType::Mount);
             use_view(&self.views.host, mounts)?;
-            let found = setup::find_sources(&mut ground, self.spawner.overlay);
+            let found = setup::find_sources(&mut ground, self.spawner.overlay, &mut self.owner);
             use_view(&self.views.template, mounts)?;
             found?;
         }
@@ -164,7 +166,7 @@ pub fn source(path: &std::path::Path) -> Result<OwnedFd, Refusal> {
 }
 
 /// PID 1 of a sandbox, from its birth on.
-fn sandbox(ground: Ground<'_>, stream: &mut UnixStream) -> ! {
+fn sandbox(ground: &Ground<'_>, stream: &mut UnixStream) -> ! {
     let limits = ground.plan.limits.clone();
     let rung = ground.rung;
     match setup::build(ground, stream) {

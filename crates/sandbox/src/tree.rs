@@ -4,21 +4,21 @@
 //! Paths are raw bytes relative to the tree's root, `/`-separated. Both sides treat names as
 //! hostile: nothing is ever resolved through a symbolic link or out of the root.
 
-use std::collections::HashMap;
+mod make;
+mod walk;
+
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, XattrFlags,
-};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 
-use crate::wire::{Context, Decoder, Encoder, Kind, Refusal, malformed, receive, send};
+use crate::wire::{Decoder, Encoder, Kind, Refusal, malformed, receive, send};
+pub use make::populate;
+pub use walk::{Walk, names};
 
 /// Deepest directory that is walked or made.
 const MAX_DEPTH: usize = 200;
-/// Data of a file per frame, in bytes.
-const CHUNK: usize = 1 << 20;
 /// Marks a directory of an overlay's upper layer that hides the lower one of the same name.
 const OPAQUE: &str = "user.overlay.opaque";
 
@@ -198,332 +198,9 @@ impl Skip {
     }
 }
 
-/// Walks a directory and sends what is in it, names sorted.
-pub struct Walk<'a, W> {
-    to: &'a mut W,
-    skip: Skip,
-    /// Bytes of file data that may still be sent.
-    budget: u64,
-    links: HashMap<(u64, u64), Vec<u8>>,
-}
-
-impl<'a, W: Write> Walk<'a, W> {
-    /// A walk that sends at most `budget` bytes of file data.
-    pub fn new(to: &'a mut W, skip: Skip, budget: u64) -> Self {
-        Self { to, skip, budget, links: HashMap::new() }
-    }
-
-    /// Sends `dir` itself, as `path`, and everything below it.
-    pub fn send_whole(&mut self, dir: &OwnedFd, path: &[u8]) -> Result<(), Refusal> {
-        self.own_entry(dir, path)?;
-        self.send(dir, path)
-    }
-
-    /// Sends the entry of `dir` itself, as `path`.
-    pub fn own_entry(&mut self, dir: &OwnedFd, path: &[u8]) -> Result<(), Refusal> {
-        let stat = rustix::fs::fstat(dir).step(&lossy(path))?;
-        let entry = Entry::Dir {
-            path: path.to_vec(),
-            mode: stat.st_mode & 0o7777,
-            mtime_s: stat.st_mtime as i64,
-            mtime_ns: stat.st_mtime_nsec as u32,
-            opaque: false,
-        };
-        entry.send(self.to).step("send a tree")
-    }
-
-    /// Sends everything below `dir`, whose own path in the tree is `prefix` (empty at the top).
-    pub fn send(&mut self, dir: &OwnedFd, prefix: &[u8]) -> Result<(), Refusal> {
-        self.directory(dir, prefix, 0)
-    }
-
-    fn directory(&mut self, dir: &OwnedFd, prefix: &[u8], depth: usize) -> Result<(), Refusal> {
-        if depth > MAX_DEPTH {
-            return Err(Refusal::limit(lossy(prefix), "directories are nested too deeply"));
-        }
-        for name in sorted_names(dir).step(&lossy(prefix))? {
-            if self.skip.skips(&name, depth) {
-                continue;
-            }
-            let mut path = prefix.to_vec();
-            if !path.is_empty() {
-                path.push(b'/');
-            }
-            path.extend_from_slice(&name);
-            self.entry(dir, &name, path, depth)?;
-        }
-        Ok(())
-    }
-
-    fn entry(
-        &mut self,
-        dir: &OwnedFd,
-        name: &[u8],
-        path: Vec<u8>,
-        depth: usize,
-    ) -> Result<(), Refusal> {
-        let here = lossy(&path);
-        let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).step(&here)?;
-        let mode = stat.st_mode & 0o7777;
-        let (mtime_s, mtime_ns) = (stat.st_mtime as i64, stat.st_mtime_nsec as u32);
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => {
-                let child = open_beneath(dir, name, READ_DIR, Mode::empty()).step(&here)?;
-                let opaque = is_opaque(&child);
-                Entry::Dir { path: path.clone(), mode, mtime_s, mtime_ns, opaque }
-                    .send(self.to)
-                    .step("send a tree")?;
-                self.directory(&child, &path, depth + 1)
-            }
-            FileType::RegularFile => self.file(dir, name, path, &stat),
-            FileType::Symlink => {
-                let target = rustix::fs::readlinkat(dir, name, Vec::new()).step(&here)?;
-                let target = target.into_bytes();
-                let link = Entry::Symlink { path, target, mtime_s, mtime_ns };
-                link.send(self.to).step("send a tree")
-            }
-            FileType::CharacterDevice if stat.st_rdev == 0 => {
-                Entry::Whiteout { path }.send(self.to).step("send a tree")
-            }
-            FileType::Fifo => {
-                let fifo = Entry::Fifo { path, mode, mtime_s, mtime_ns };
-                fifo.send(self.to).step("send a tree")
-            }
-            // Sockets are dead with the command that made them; devices cannot be made inside.
-            _ => Ok(()),
-        }
-    }
-
-    fn file(
-        &mut self,
-        dir: &OwnedFd,
-        name: &[u8],
-        path: Vec<u8>,
-        stat: &Stat,
-    ) -> Result<(), Refusal> {
-        if stat.st_nlink > 1 {
-            if let Some(first) = self.links.get(&(stat.st_dev as u64, stat.st_ino as u64)) {
-                let link = Entry::Hardlink { path, first: first.clone() };
-                return link.send(self.to).step("send a tree");
-            }
-            self.links.insert((stat.st_dev as u64, stat.st_ino as u64), path.clone());
-        }
-        let here = lossy(&path);
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW;
-        let file = open_beneath(dir, name, flags, Mode::empty()).step(&here)?;
-        let size = stat.st_size as u64;
-        let (mtime_s, mtime_ns) = (stat.st_mtime as i64, stat.st_mtime_nsec as u32);
-        Entry::File { path, mode: stat.st_mode & 0o7777, mtime_s, mtime_ns, size }
-            .send(self.to)
-            .step("send a tree")?;
-        let mut offset = 0;
-        // Holes are skipped: a sparse file of a terabyte costs what it holds.
-        while let Some((start, end)) = next_data(&file, offset, size) {
-            let mut at = start;
-            while at < end {
-                let mut data = vec![0; CHUNK.min((end - at) as usize)];
-                let n = rustix::io::pread(&file, &mut data, at).step(&here)?;
-                if n == 0 {
-                    return Ok(());
-                }
-                data.truncate(n);
-                self.budget = self.budget.checked_sub(n as u64).ok_or_else(|| {
-                    Refusal::limit(&here, "the files are larger than what may be taken out")
-                })?;
-                Entry::Chunk { offset: at, data }.send(self.to).step("send a tree")?;
-                at += n as u64;
-            }
-            offset = end;
-        }
-        Ok(())
-    }
-}
-
 /// Flags to read a directory.
 pub const READ_DIR: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
-fn is_opaque(dir: &OwnedFd) -> bool {
-    let mut value = [0u8; 4];
-    matches!(rustix::fs::fgetxattr(dir, OPAQUE, &mut value[..]), Ok(1) if value[0] == b'y')
-}
-
-/// The names in a directory, sorted, without `.` and `..`.
-fn sorted_names(dir: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(dir)? {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if name != b"." && name != b".." {
-            names.push(name);
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
-}
-
-/// The next range with data from `offset` on; file systems that know no holes give it whole.
-fn next_data(file: &OwnedFd, offset: u64, size: u64) -> Option<(u64, u64)> {
-    if offset >= size {
-        return None;
-    }
-    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(offset)) {
-        Ok(start) => {
-            let end = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(start)).unwrap_or(size);
-            Some((start, end.min(size))).filter(|(start, end)| start < end)
-        }
-        Err(rustix::io::Errno::NXIO) => None,
-        Err(_) => Some((offset, size)),
-    }
-}
-
-/// Makes the tree that arrives from `from` below `root`, up to its end.
-///
-/// Directories get their modes and times last, so that a read-only one can be filled.
-pub fn populate(from: &mut impl Read, root: &OwnedFd) -> Result<(), Refusal> {
-    let mut maker = Maker { root, parent: None, file: None, directories: Vec::new() };
-    let mut outcome = Ok(());
-    // After a failure the rest is read and dropped, so that the sender is never stuck.
-    while let Some(entry) = Entry::receive(from).step("receive a tree")?? {
-        if outcome.is_ok() {
-            outcome = maker.make(entry);
-        }
-    }
-    outcome?;
-    maker.finish()
-}
-
-struct Maker<'a> {
-    root: &'a OwnedFd,
-    /// The directory that was used last, by path.
-    parent: Option<(Vec<u8>, OwnedFd)>,
-    /// The file that chunks go to.
-    file: Option<(OwnedFd, String, Timestamps)>,
-    directories: Vec<(Vec<u8>, u32, Timestamps)>,
-}
-
-fn timestamps(seconds: i64, nanos: u32) -> Timestamps {
-    let omit = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT as _ };
-    let time = Timespec { tv_sec: seconds, tv_nsec: i64::from(nanos.min(999_999_999)) as _ };
-    Timestamps { last_access: omit, last_modification: time }
-}
-
-impl Maker<'_> {
-    fn make(&mut self, entry: Entry) -> Result<(), Refusal> {
-        if let Entry::Chunk { offset, data } = entry {
-            let Some((file, path, _)) = &self.file else {
-                return Err(Refusal::io("a tree", &malformed("data without a file")));
-            };
-            return write_at(file, offset, &data).step(path);
-        }
-        self.finish_file()?;
-        let path = entry.path().unwrap_or_default().to_vec();
-        let here = lossy(&path);
-        let (parent_path, name) = split(&path);
-        self.enter(parent_path).step(&here)?;
-        let (_, parent) = self.parent.as_ref().ok_or_else(|| Refusal::path(&here, "no parent"))?;
-        match entry {
-            Entry::Dir { mode, mtime_s, mtime_ns, opaque, .. } => {
-                match rustix::fs::mkdirat(parent, name, Mode::from(0o755)) {
-                    Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-                    Err(error) => return Err(error).step(&here),
-                }
-                if opaque {
-                    let dir = open_beneath(parent, name, READ_DIR, Mode::empty()).step(&here)?;
-                    let flags = XattrFlags::empty();
-                    rustix::fs::fsetxattr(&dir, OPAQUE, b"y", flags).step(&here)?;
-                }
-                self.directories.push((path, mode, timestamps(mtime_s, mtime_ns)));
-            }
-            Entry::File { mode, mtime_s, mtime_ns, size, .. } => {
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-                let flags = flags | OFlags::CLOEXEC;
-                let mode = Mode::from_raw_mode(mode);
-                let file =
-                    rustix::fs::openat(parent, name, flags, Mode::from(0o600)).step(&here)?;
-                if size > 0 {
-                    rustix::fs::ftruncate(&file, size).step(&here)?;
-                }
-                rustix::fs::fchmod(&file, mode).step(&here)?;
-                self.file = Some((file, here, timestamps(mtime_s, mtime_ns)));
-            }
-            Entry::Symlink { target, mtime_s, mtime_ns, .. } => {
-                rustix::fs::symlinkat(target.as_slice(), parent, name).step(&here)?;
-                set_times(parent, name, mtime_s, mtime_ns).step(&here)?;
-            }
-            Entry::Whiteout { .. } => whiteout(parent, name).step(&here)?,
-            Entry::Fifo { mode, mtime_s, mtime_ns, .. } => {
-                let mode = Mode::from_raw_mode(mode);
-                rustix::fs::mknodat(parent, name, FileType::Fifo, mode, 0).step(&here)?;
-                rustix::fs::chmodat(parent, name, mode, AtFlags::empty()).step(&here)?;
-                set_times(parent, name, mtime_s, mtime_ns).step(&here)?;
-            }
-            Entry::Hardlink { first, .. } => {
-                let (first_parent, first_name) = split(&first);
-                let from = self.open_dir(first_parent).step(&here)?;
-                rustix::fs::linkat(&from, first_name, parent, name, AtFlags::empty())
-                    .step(&here)?;
-            }
-            Entry::Chunk { .. } => {}
-        }
-        Ok(())
-    }
-
-    fn open_dir(&self, path: &[u8]) -> rustix::io::Result<OwnedFd> {
-        let path = if path.is_empty() { b"." } else { path };
-        open_beneath(self.root, path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
-    }
-
-    fn enter(&mut self, path: &[u8]) -> rustix::io::Result<()> {
-        if !matches!(&self.parent, Some((held, _)) if held == path) {
-            self.parent = Some((path.to_vec(), self.open_dir(path)?));
-        }
-        Ok(())
-    }
-
-    fn finish_file(&mut self) -> Result<(), Refusal> {
-        if let Some((file, path, times)) = self.file.take() {
-            rustix::fs::futimens(&file, &times).step(&path)?;
-        }
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<(), Refusal> {
-        self.finish_file()?;
-        while let Some((path, mode, times)) = self.directories.pop() {
-            let here = lossy(&path);
-            let dir = open_beneath(self.root, &path, READ_DIR, Mode::empty()).step(&here)?;
-            rustix::fs::futimens(&dir, &times).step(&here)?;
-            rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode)).step(&here)?;
-        }
-        Ok(())
-    }
-}
-
-fn set_times(parent: &OwnedFd, name: &[u8], seconds: i64, nanos: u32) -> rustix::io::Result<()> {
-    rustix::fs::utimensat(parent, name, &timestamps(seconds, nanos), AtFlags::SYMLINK_NOFOLLOW)
-}
-
-/// Makes an overlay whiteout: the name is deleted, whatever the lower layer has.
-fn whiteout(parent: &OwnedFd, name: &[u8]) -> rustix::io::Result<()> {
-    rustix::fs::mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), 0)
-}
-
-fn write_at(file: &OwnedFd, mut offset: u64, mut data: &[u8]) -> rustix::io::Result<()> {
-    while !data.is_empty() {
-        let n = rustix::io::pwrite(file, data, offset)?;
-        offset += n as u64;
-        data = &data[n..];
-    }
-    Ok(())
-}
-
-/// Parent (empty at the top) and name of a clean path.
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|b| *b == b'/') {
-        Some(at) => (&path[..at], &path[at + 1..]),
-        None => (b"", path),
-    }
-}
 
 /// A path for a message.
 pub fn lossy(path: &[u8]) -> String {
@@ -533,4 +210,135 @@ pub fn lossy(path: &[u8]) -> String {
 /// Opens a directory of the host to walk it.
 pub fn open_host_dir(path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Entry, Skip, Walk, is_clean, open_host_dir, populate};
+    use crate::wire::{Kind, send};
+    use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
+    use std::os::unix::fs::PermissionsExt;
+
+    fn entries() -> impl Strategy<Value = Entry> {
+        let path = || proptest::collection::vec("[a-z.]{1,8}", 1..4).prop_map(|p| p.join("/"));
+        let path = move || path().prop_map(String::into_bytes);
+        prop_oneof![
+            (path(), 0..0o7777u32, any::<i64>(), 0..1_000_000_000u32, any::<bool>()).prop_map(
+                |(path, mode, mtime_s, mtime_ns, opaque)| Entry::Dir {
+                    path,
+                    mode,
+                    mtime_s,
+                    mtime_ns,
+                    opaque
+                }
+            ),
+            (path(), any::<u64>()).prop_map(|(path, size)| Entry::File {
+                path,
+                mode: 0o644,
+                mtime_s: -1,
+                mtime_ns: 5,
+                size
+            }),
+            (any::<u64>(), proptest::collection::vec(any::<u8>(), 0..99))
+                .prop_map(|(offset, data)| Entry::Chunk { offset, data }),
+            (path(), path()).prop_map(|(path, first)| Entry::Hardlink { path, first }),
+            path().prop_map(|path| Entry::Whiteout { path }),
+            (path(), Just(b"/../x".to_vec())).prop_map(|(path, target)| Entry::Symlink {
+                path,
+                target,
+                mtime_s: 7,
+                mtime_ns: 8
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn entries_survive_the_wire_or_are_refused_for_their_path(entry in entries()) {
+            let mut wire = Vec::new();
+            entry.send(&mut wire).unwrap();
+            let clean = entry.path().is_none_or(is_clean)
+                && !matches!(&entry, Entry::Hardlink { first, .. } if !is_clean(first));
+            match Entry::receive(&mut wire.as_slice()) {
+                Ok(Ok(Some(back))) => assert!(clean && back == entry),
+                other => assert!(!clean && other.is_err(), "{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn paths_that_lead_out_are_not_clean() {
+        for path in ["", "/", "/a", "a/", "a//b", ".", "..", "a/../b", "../a", "a/..", "a\0b"] {
+            assert!(!is_clean(path.as_bytes()), "{path:?}");
+        }
+        assert!(!is_clean("a/".repeat(300).trim_end_matches('/').as_bytes()));
+        for path in ["a", "a/b", ".git", "...", "a b/c\n", "\u{e9}"] {
+            assert!(is_clean(path.as_bytes()), "{path:?}");
+        }
+    }
+
+    fn make(entries: &[Entry], root: &std::path::Path) -> Result<(), crate::wire::Refusal> {
+        let mut wire = Vec::new();
+        for entry in entries {
+            entry.send(&mut wire).unwrap();
+        }
+        send(&mut wire, Kind::End, &[]).unwrap();
+        populate(&mut wire.as_slice(), &open_host_dir(root).unwrap())
+    }
+
+    #[test]
+    fn a_link_in_a_tree_is_never_followed() {
+        let (inside, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let target = outside.path().to_str().unwrap().as_bytes().to_vec();
+        let link = Entry::Symlink { path: b"l".to_vec(), target, mtime_s: 0, mtime_ns: 0 };
+        let file = |path: &str| Entry::File {
+            path: path.as_bytes().to_vec(),
+            mode: 0o644,
+            mtime_s: 0,
+            mtime_ns: 0,
+            size: 1,
+        };
+        let dir = |path: &str| Entry::Dir {
+            path: path.as_bytes().to_vec(),
+            mode: 0o755,
+            mtime_s: 0,
+            mtime_ns: 0,
+            opaque: false,
+        };
+        let hard = Entry::Hardlink { path: b"h".to_vec(), first: b"l/secret".to_vec() };
+        std::fs::write(outside.path().join("secret"), "s").unwrap();
+        for second in [file("l/x"), dir("l/x"), hard, file("l")] {
+            std::fs::remove_file(inside.path().join("l")).ok();
+            assert!(make(&[link.clone(), second.clone()], inside.path()).is_err(), "{second:?}");
+        }
+        // A directory entry over a link must not give the link's target a mode.
+        std::fs::remove_file(inside.path().join("l")).ok();
+        assert!(make(&[link, dir("l")], inside.path()).is_err());
+        let left: Vec<_> = std::fs::read_dir(outside.path()).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+    }
+
+    #[test]
+    fn a_walk_and_what_is_made_of_it_are_the_same() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let at = |p: &str| from.path().join(p);
+        std::fs::create_dir_all(at("d/e")).unwrap();
+        std::fs::write(at("d/e/f"), vec![7; 3 << 20]).unwrap();
+        std::fs::hard_link(at("d/e/f"), at("z")).unwrap();
+        std::os::unix::fs::symlink("nowhere", at("link")).unwrap();
+        std::fs::set_permissions(at("d"), PermissionsExt::from_mode(0o500)).unwrap();
+        let send_all = |root: &std::path::Path| {
+            let mut wire = Vec::new();
+            let dir = open_host_dir(root).unwrap();
+            Walk::new(&mut wire, Skip::Nothing, 1 << 30).send(&dir, b"").unwrap();
+            send(&mut wire, Kind::End, &[]).unwrap();
+            wire
+        };
+        let wire = send_all(from.path());
+        populate(&mut wire.as_slice(), &open_host_dir(to.path()).unwrap()).unwrap();
+        assert!(send_all(to.path()) == wire);
+        let dir = open_host_dir(from.path()).unwrap();
+        let mut small = Vec::new();
+        assert!(Walk::new(&mut small, Skip::Nothing, 1 << 20).send(&dir, b"").is_err());
+    }
 }

@@ -158,7 +158,7 @@ fn a_killed_host_takes_its_sandboxes_along() {
             (0..3).map(|_| provider.create(&spec(files(&[]))).unwrap()).collect();
         std::thread::scope(|scope| {
             for sandbox in &mut sandboxes {
-                let hour = Duration::from_secs(3600);
+                let hour = Duration::from_hours(1);
                 let script = "trap '' TERM INT HUP; (setsid sleep 4321 &) ; sleep 4321";
                 scope.spawn(move || sandbox.exec(&ExecRequest::shell(script, WORKDIR, hour)));
             }
