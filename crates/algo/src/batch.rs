@@ -1,4 +1,4 @@
-//! From samples to optimizer steps, and from a step to passes that fit into memory.
+//! From samples to optimizer steps.
 
 use std::ops::Range;
 
@@ -33,29 +33,11 @@ pub fn optimizer_batches(num_samples: usize, num_steps: usize, seed: u64) -> Vec
     even_parts(num_samples, num_steps).into_iter().map(|part| order[part].to_vec()).collect()
 }
 
-/// Cuts a batch into runs of neighbours of at most `max_tokens` tokens each (one sample at least),
-/// for engines whose memory grows with the tokens of a pass. The gradient is the sum of all runs.
-pub fn passes(num_tokens: &[usize], max_tokens: usize) -> Vec<Range<usize>> {
-    let mut parts = Vec::new();
-    let (mut start, mut total) = (0, 0);
-    for (index, count) in num_tokens.iter().enumerate() {
-        if index > start && total + count > max_tokens {
-            parts.push(start..index);
-            (start, total) = (index, 0);
-        }
-        total += count;
-    }
-    if start < num_tokens.len() {
-        parts.push(start..num_tokens.len());
-    }
-    parts
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::{num_steps, optimizer_batches, passes};
+    use super::{num_steps, optimizer_batches};
 
     #[test]
     fn steps_by_hand() {
@@ -73,12 +55,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn passes_by_hand() {
-        assert_eq!(passes(&[3, 3, 3, 9, 1], 6), [0..2, 2..3, 3..4, 4..5]);
-        assert!(passes(&[], 6).is_empty());
-    }
-
     proptest! {
         #[test]
         fn every_sample_is_in_exactly_one_step(samples in 1usize..200, steps in 1usize..9, seed: u64) {
@@ -91,19 +67,6 @@ mod tests {
             all.sort_unstable();
             prop_assert_eq!(all, (0..samples).collect::<Vec<_>>());
             prop_assert_eq!(optimizer_batches(samples, steps, seed), batches);
-        }
-
-        #[test]
-        fn passes_keep_order_and_bound(counts in prop::collection::vec(1usize..50, 0..60), max in 1usize..80) {
-            let parts = passes(&counts, max);
-            let mut next = 0;
-            for part in parts {
-                prop_assert_eq!(part.start, next);
-                next = part.end;
-                let total: usize = counts[part.clone()].iter().sum();
-                prop_assert!(total <= max || part.len() == 1);
-            }
-            prop_assert_eq!(next, counts.len());
         }
     }
 }

@@ -26,10 +26,7 @@ pub fn evaluate(
 ) -> Result<Vec<EvaluationResult>, TrainError> {
     let mut results = Vec::new();
     for (set_name, tasks) in run.world.evaluation_sets.clone() {
-        let num_runs = match set_name.as_str() {
-            "transfer" => run.recipe.eval.num_runs_transfer,
-            _ => run.recipe.eval.num_runs,
-        };
+        let num_runs = run.recipe.eval.runs_of(&set_name);
         results.push(evaluate_set(run, stage, policy, &set_name, &tasks, num_runs)?);
     }
     run.journal.sync()?;
@@ -151,7 +148,7 @@ mod tests {
         assert!((one.mean - 0.5).abs() < 1e-12);
         assert!((one.sem - 0.5 / 3f64.sqrt()).abs() < 1e-12);
         // pass@2 of 2/3 is 1 - C(1,2)/C(3,2) = 1, of 1/3 is 1 - C(2,2)/C(3,2) = 2/3
-        assert!((two - (1.0 + 2.0 / 3.0) / 2.0).abs() < 1e-12);
+        assert!((two - 5.0 / 6.0).abs() < 1e-12);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! From samples to new weights: the optimizer steps that RFT and RL share.
 
-use patchwright_algo::batch::{optimizer_batches, passes};
+use patchwright_algo::batch::optimizer_batches;
 use patchwright_core::{
-    AdamParams, Objective, PolicyVersion, Trainer, TrainerError, TrainingSample, derive_seed,
+    AdamParams, ForwardBackward, Objective, PolicyVersion, Trainer, TrainerError, TrainingSample,
+    derive_seed,
 };
 
 use crate::error::TrainError;
@@ -27,8 +28,6 @@ pub struct LearnPlan<'a> {
     pub steps_per_epoch: usize,
     /// Passes over the samples.
     pub epochs: usize,
-    /// Tokens of one forward and backward pass at most.
-    pub max_tokens_per_pass: usize,
     /// Seed of the run.
     pub seed: u64,
     /// The objective of an optimizer batch.
@@ -86,10 +85,11 @@ pub fn learn(
             let step = one_step(trainer, &batch, plan, learned.num_steps)?;
             if learned.num_steps == 0 {
                 let version = trainer.policy_version();
-                let pairs = indices.iter().zip(&step.logprobs).filter_map(|(index, logprobs)| {
-                    let sample = &samples[*index];
-                    (sample.policy_version == version).then_some((&sample.sample, logprobs))
-                });
+                let pairs =
+                    indices.iter().zip(&step.result.logprobs).filter_map(|(index, logprobs)| {
+                        let sample = &samples[*index];
+                        (sample.policy_version == version).then_some((&sample.sample, logprobs))
+                    });
                 learned.logprob_difference_max = logprob_difference(pairs);
             }
             let num_tokens = batch.iter().map(|sample| sample.tokens.len()).sum();
@@ -102,11 +102,11 @@ pub fn learn(
             });
             learned.num_steps += 1;
             learned.num_tokens += num_tokens;
-            learned.loss += step.loss / num_steps as f64;
+            learned.loss += step.result.loss / num_steps as f64;
             learned.grad_norm += f64::from(step.grad_norm) / num_steps as f64;
             learned.lr = f64::from(step.lr);
-            num_action_tokens += step.num_action_tokens;
-            num_clipped += step.num_clipped;
+            num_action_tokens += step.result.num_loss_tokens;
+            num_clipped += step.result.num_clipped;
         }
     }
     learned.clipped_fraction = num_clipped as f64 / (num_action_tokens.max(1)) as f64;
@@ -115,12 +115,9 @@ pub fn learn(
 
 /// What one optimizer step saw.
 struct Step {
-    logprobs: Vec<Vec<f32>>,
-    loss: f64,
+    result: ForwardBackward,
     grad_norm: f32,
     lr: f32,
-    num_action_tokens: usize,
-    num_clipped: usize,
 }
 
 fn one_step(
@@ -130,28 +127,13 @@ fn one_step(
     step: usize,
 ) -> Result<Step, TrainError> {
     let objective = (plan.objective)(batch);
-    let num_tokens: Vec<usize> = batch.iter().map(|sample| sample.tokens.len()).collect();
     let adam = (plan.adam)(step);
-    let mut seen = Step {
-        logprobs: Vec::with_capacity(batch.len()),
-        loss: 0.0,
-        grad_norm: 0.0,
-        lr: adam.lr,
-        num_action_tokens: 0,
-        num_clipped: 0,
-    };
-    for part in passes(&num_tokens, plan.max_tokens_per_pass) {
-        let result = trainer.forward_backward(&batch[part], objective.as_ref())?;
-        seen.logprobs.extend(result.logprobs);
-        seen.loss += result.loss;
-        seen.num_action_tokens += result.num_loss_tokens;
-        seen.num_clipped += result.num_clipped;
+    let result = trainer.forward_backward(batch, objective.as_ref())?;
+    if !result.loss.is_finite() {
+        return Err(TrainerError::Diverged(format!("the loss is {}", result.loss)).into());
     }
-    if !seen.loss.is_finite() {
-        return Err(TrainerError::Diverged(format!("the loss is {}", seen.loss)).into());
-    }
-    seen.grad_norm = trainer.optim_step(&adam)?.grad_norm;
-    Ok(seen)
+    let grad_norm = trainer.optim_step(&adam)?.grad_norm;
+    Ok(Step { result, grad_norm, lr: adam.lr })
 }
 
 /// Largest `|trainer_logprob - sampler_logprob|` over the action tokens of samples with their

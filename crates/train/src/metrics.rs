@@ -34,6 +34,23 @@ pub struct Funnel {
     pub num_trained: usize,
 }
 
+impl std::ops::AddAssign for Funnel {
+    fn add_assign(&mut self, other: Self) {
+        self.num_rollouts += other.num_rollouts;
+        self.num_solved += other.num_solved;
+        self.num_failed_infrastructure += other.num_failed_infrastructure;
+        self.num_turn_limit += other.num_turn_limit;
+        self.num_context_limit += other.num_context_limit;
+        self.num_format_limit += other.num_format_limit;
+        self.num_groups += other.num_groups;
+        self.num_groups_all_solved += other.num_groups_all_solved;
+        self.num_groups_all_failed += other.num_groups_all_failed;
+        self.num_groups_infrastructure += other.num_groups_infrastructure;
+        self.num_dropped_rollouts += other.num_dropped_rollouts;
+        self.num_trained += other.num_trained;
+    }
+}
+
 /// One iteration of RFT or RL. A line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct IterationMetrics {

@@ -29,7 +29,7 @@ use crate::events::{Observer, RunEvent};
 use crate::journal::{Record, RolloutRecord};
 use crate::learn::{LearnPlan, Learned, VersionedSample, learn};
 use crate::metrics::IterationMetrics;
-use crate::pool::{draw, substitutes};
+use crate::pool::draw;
 use crate::recipe::{Recipe, RlStageRecipe};
 use crate::rft::add_learned;
 use crate::rollout_engine::{BatchSpec, RolloutEngine};
@@ -108,8 +108,8 @@ impl Collector<'_> {
         let sandboxes = self.environment.stats().num_sandboxes;
         let (stage, seed) = (self.stage, self.recipe.run.seed);
         let wanted = stage.problems_per_iteration;
-        let drawn = draw(self.pool, wanted, seed, &stage.name, iteration);
-        let mut spare = substitutes(self.pool, &drawn, seed, &stage.name, iteration).into_iter();
+        let (drawn, rest) = draw(self.pool, wanted, seed, &stage.name, iteration);
+        let mut spare = rest.into_iter();
         let mut groups = self.roll_out(iteration, 0, &drawn)?;
         for round in 1..=stage.num_resample_rounds {
             let useful = groups.iter().filter(|group| score(group, stage).dropped.is_none());
@@ -302,7 +302,6 @@ impl RlLearner<'_, '_> {
             iteration,
             steps_per_epoch,
             epochs: stage.epochs,
-            max_tokens_per_pass: self.run.recipe.engine.max_tokens_per_pass,
             seed: self.run.recipe.run.seed,
             objective: &|batch: &[TrainingSample]| -> Box<dyn Objective> {
                 Box::new(Dapo::of_batch(stage.clip_low, stage.clip_high, batch))

@@ -1,7 +1,6 @@
 //! What every program of a run works with.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use patchwright_core::{PolicyVersion, Rollout, RolloutGroup, Sampler, Trainer};
@@ -28,8 +27,6 @@ pub struct World {
     pub sampler: Arc<dyn Sampler>,
     /// The policy's trainer.
     pub trainer: Box<dyn Trainer>,
-    /// The tokenizer's file, copied beside every checkpoint.
-    pub tokenizer: Option<PathBuf>,
 }
 
 /// A run under way.
@@ -102,8 +99,7 @@ impl Run<'_> {
         num_sandboxes: u64,
     ) -> Result<(), TrainError> {
         if checkpoint {
-            let tokenizer = self.world.tokenizer.clone();
-            self.dir.save_checkpoint(self.world.trainer.as_mut(), tokenizer.as_deref(), pending)?;
+            self.dir.save_checkpoint(self.world.trainer.as_mut(), pending)?;
         }
         append_line(&self.dir.metrics(), &metrics)?;
         let version = metrics.policy_version;

@@ -41,13 +41,7 @@ impl RunDir {
     /// # Errors
     /// When it holds a run already, or cannot be written.
     pub fn create(path: &Path, recipe: &Recipe) -> Result<Self, TrainError> {
-        if path.join("journal.jsonl").exists() {
-            return Err(TrainError::setup(
-                path.display().to_string(),
-                "there is a run in it already: choose another directory with --out, or go on with \
-                 --resume",
-            ));
-        }
+        Self::check_free(path)?;
         let checkpoints = path.join("checkpoints");
         std::fs::create_dir_all(&checkpoints).map_err(TrainError::io(&checkpoints))?;
         let dir = Self::lock(path)?;
@@ -57,6 +51,21 @@ impl RunDir {
         };
         write_json(&dir.recipe(), &saved)?;
         Ok(dir)
+    }
+
+    /// Refuses a directory that holds a run.
+    ///
+    /// # Errors
+    /// When it does.
+    pub fn check_free(path: &Path) -> Result<(), TrainError> {
+        if path.join("journal.jsonl").exists() {
+            return Err(TrainError::setup(
+                path.display().to_string(),
+                "there is a run in it already: choose another directory with --out, or go on with \
+                 --resume",
+            ));
+        }
+        Ok(())
     }
 
     /// Opens the directory of an earlier run.
@@ -125,28 +134,23 @@ impl RunDir {
         self.path.join("checkpoints").join(version.to_string())
     }
 
-    /// Saves the trainer's weights and optimizer state with the tokenizer and `pending` (batches
-    /// that were sampled and not yet learned from) beside. What an interrupted save left under the
-    /// name is replaced.
+    /// Saves the trainer's weights and optimizer state, and `pending` (batches that were sampled
+    /// and not yet learned from) beside. What an interrupted save left under the name is replaced.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn save_checkpoint<T: Serialize>(
         &self,
         trainer: &mut dyn Trainer,
-        tokenizer: Option<&Path>,
         pending: &[T],
     ) -> Result<(), TrainError> {
-        let dir = self.checkpoint(trainer.policy_version());
+        let version = trainer.policy_version();
+        if !pending.is_empty() {
+            write_json(&self.pending_path(version), &pending)?;
+        }
+        let dir = self.checkpoint(version);
         remove_dir(&dir)?;
         trainer.save(&dir)?;
-        if let Some(tokenizer) = tokenizer {
-            let target = dir.join("tokenizer.json");
-            std::fs::copy(tokenizer, &target).map_err(TrainError::io(&target))?;
-        }
-        if !pending.is_empty() {
-            write_json(&dir.join("pending.json"), &pending)?;
-        }
         Ok(())
     }
 
@@ -158,7 +162,7 @@ impl RunDir {
         &self,
         version: PolicyVersion,
     ) -> Result<Vec<T>, TrainError> {
-        let path = self.checkpoint(version).join("pending.json");
+        let path = self.pending_path(version);
         if !path.exists() {
             return Ok(Vec::new());
         }
@@ -167,7 +171,11 @@ impl RunDir {
             .map_err(|error| TrainError::setup(path.display().to_string(), error.to_string()))
     }
 
-    /// Removes every checkpoint that is not in `keep`.
+    fn pending_path(&self, version: PolicyVersion) -> PathBuf {
+        self.path.join("checkpoints").join(format!("{version}.pending.json"))
+    }
+
+    /// Removes every checkpoint that is not in `keep`, and the batches beside all but the newest.
     ///
     /// # Errors
     /// When one cannot be removed.
@@ -175,8 +183,15 @@ impl RunDir {
         let dir = self.path.join("checkpoints");
         for entry in std::fs::read_dir(&dir).map_err(TrainError::io(&dir))? {
             let path = entry.map_err(TrainError::io(&dir))?.path();
-            let version = path.file_name().and_then(|name| name.to_str()?.parse().ok());
-            if version.is_some_and(|version| !keep.contains(&PolicyVersion(version))) {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if let Some(version) = name.strip_suffix(".pending.json") {
+                let version = version.parse().map(PolicyVersion).ok();
+                if version != keep.iter().max().copied() {
+                    std::fs::remove_file(&path).map_err(TrainError::io(&path))?;
+                }
+            } else if let Ok(version) = name.parse()
+                && !keep.contains(&PolicyVersion(version))
+            {
                 remove_dir(&path)?;
             }
         }

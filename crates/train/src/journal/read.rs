@@ -104,7 +104,10 @@ fn is_void(
             None => return false,
         },
     };
-    let stage = index(stage);
+    // Going on behind the last stage, or a record of no stage of the plan: nothing is done again.
+    let (Some(stage), Some(from_stage)) = (index(stage), from_stage) else {
+        return false;
+    };
     if stage != from_stage {
         return stage > from_stage;
     }

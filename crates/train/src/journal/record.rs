@@ -215,14 +215,17 @@ impl Record {
     /// The stage that the record is about, and its iteration where it has one.
     pub fn place(&self) -> Option<(&str, Option<usize>)> {
         match self {
-            Self::Header { .. } | Self::RunFinished { .. } | Self::Resumed { .. } => None,
             Self::StageStarted { stage, .. }
             | Self::StageFinished { stage, .. }
             | Self::Notice { stage, .. } => Some((stage, None)),
             Self::Rollout(rollout) => Some((&rollout.stage, Some(rollout.iteration))),
             Self::Group(group) => Some((&group.stage, Some(group.iteration))),
             Self::Iteration { metrics, .. } => Some((&metrics.stage, Some(metrics.iteration))),
-            Self::Evaluation { .. } | Self::Interrupted { .. } => None,
+            Self::Header { .. }
+            | Self::RunFinished { .. }
+            | Self::Resumed { .. }
+            | Self::Evaluation { .. }
+            | Self::Interrupted { .. } => None,
         }
     }
 }

@@ -34,6 +34,11 @@ fn written(path: &std::path::Path) -> Vec<Record> {
     records
 }
 
+/// Whole lines.
+fn num_lines(bytes: &[u8]) -> usize {
+    bytes.split(|byte| *byte == b'\n').count() - 1
+}
+
 #[test]
 fn what_is_written_is_read() {
     let dir = tempfile::tempdir().unwrap();
@@ -54,7 +59,7 @@ fn torn_at_every_byte() {
     let whole = fs::read(&path).unwrap();
     for length in 0..=whole.len() {
         fs::write(&path, &whole[..length]).unwrap();
-        let lines = whole[..length].iter().filter(|byte| **byte == b'\n').count();
+        let lines = num_lines(&whole[..length]);
         if lines == 0 {
             assert!(matches!(read_journal(&path), Err(JournalError::Header { .. })), "{length}");
             continue;
@@ -78,7 +83,7 @@ fn every_flipped_bit_is_noticed() {
     let records = written(&path);
     let whole = fs::read(&path).unwrap();
     for position in 0..whole.len() {
-        let lines_before = whole[..position].iter().filter(|byte| **byte == b'\n').count();
+        let lines_before = num_lines(&whole[..position]);
         for bit in 0..8 {
             let mut bytes = whole.clone();
             bytes[position] ^= 1 << bit;

@@ -15,8 +15,8 @@ impl Recipe {
             "must be a file name",
         )?;
         check.that(!self.engine.checkpoint.is_empty(), "engine.checkpoint", "must not be empty")?;
-        check.positive(self.engine.max_batch, "engine.max_batch")?;
-        check.positive(self.engine.max_tokens_per_pass, "engine.max_tokens_per_pass")?;
+        check.positive(self.engine.max_batch_tokens, "engine.max_batch_tokens")?;
+        check.positive(self.engine.max_cached_tokens, "engine.max_cached_tokens")?;
         self.check_tasks(&check)?;
         self.check_agent_and_eval(&check)?;
         self.check_rft(&check)?;
@@ -40,11 +40,6 @@ impl Recipe {
                  this version has no remote engine yet, use the recipe `embedded`",
                 self.engine.checkpoint
             ),
-        )?;
-        check.that(
-            !self.rft.one_shot_demonstration,
-            "rft.one_shot_demonstration",
-            "the embedded engine's prompt profile has no demonstration; set it to false",
         )
     }
 

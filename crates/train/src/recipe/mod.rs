@@ -8,6 +8,8 @@ mod check;
 mod load;
 mod stages;
 
+use patchwright_core::SandboxLimits;
+use patchwright_tasks::issue::IssueStyle;
 use serde::{Deserialize, Serialize};
 
 pub use load::{BUILT_IN, RecipeError};
@@ -77,11 +79,10 @@ pub struct EngineRecipe {
     pub checkpoint: String,
     /// CPU threads of the engine; 0 means all cores.
     pub num_threads: usize,
-    /// Trajectories that the sampler decodes together at most.
-    pub max_batch: usize,
-    /// Tokens of one forward and backward pass at most; the gradient of a larger batch is the sum
-    /// over several passes.
-    pub max_tokens_per_pass: usize,
+    /// Tokens of a training micro-batch and of a sampling step at most.
+    pub max_batch_tokens: usize,
+    /// Tokens whose keys and values the sampler keeps, all trajectories together.
+    pub max_cached_tokens: usize,
 }
 
 impl Default for EngineRecipe {
@@ -90,8 +91,8 @@ impl Default for EngineRecipe {
             kind: EngineKind::Embedded,
             checkpoint: "base".into(),
             num_threads: 0,
-            max_batch: 128,
-            max_tokens_per_pass: 8192,
+            max_batch_tokens: 2048,
+            max_cached_tokens: 131_072,
         }
     }
 }
@@ -142,6 +143,9 @@ pub struct TasksRecipe {
     /// Seed of the embedded sets. Kept apart from the run's seed, so that two runs with
     /// different seeds are measured on the same tasks.
     pub seed: u64,
+    /// How issues of the embedded sets are worded: `compact` (one line a call, for the smallest
+    /// models) or `full`.
+    pub issue_style: IssueStyle,
     /// The pool that RFT and RL draw from.
     pub train: TaskSetRecipe,
     /// Tasks of repositories that training never sees.
@@ -155,6 +159,7 @@ impl Default for TasksRecipe {
     fn default() -> Self {
         Self {
             seed: 0,
+            issue_style: IssueStyle::Compact,
             train: TaskSetRecipe {
                 source: TaskSource::Generated,
                 num_instances: 2000,
@@ -236,6 +241,13 @@ impl Default for EvalRecipe {
     }
 }
 
+impl EvalRecipe {
+    /// Runs over a task set, `held-out` or `transfer`.
+    pub fn runs_of(&self, task_set: &str) -> usize {
+        if task_set == "transfer" { self.num_runs_transfer } else { self.num_runs }
+    }
+}
+
 /// `[sandbox]`: bounds on each sandbox, all enforced.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -250,6 +262,19 @@ pub struct SandboxRecipe {
     pub output_kib: usize,
     /// MiB that may be written to its disk.
     pub disk_mib: u64,
+}
+
+impl SandboxRecipe {
+    /// The bounds as a sandbox takes them.
+    pub fn limits(&self) -> SandboxLimits {
+        SandboxLimits {
+            memory_bytes: self.memory_mib << 20,
+            num_processes: self.num_processes,
+            cpu_seconds: self.cpu_seconds,
+            output_bytes: self.output_kib << 10,
+            disk_bytes: self.disk_mib << 20,
+        }
+    }
 }
 
 impl Default for SandboxRecipe {

@@ -1,0 +1,153 @@
+//! The real environment: agent, sandbox and grader joined to a rollout.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use patchwright_agent::{AgentConfig, AgentRun, GradeCache, Renderer, run_agent, sandbox_spec};
+use patchwright_core::{
+    FailureClass, Rollout, RolloutStatus, Sampler, SamplingParams, Sandbox, SandboxError,
+    SandboxLimits, SandboxProvider, SandboxSpec,
+};
+
+use crate::environment::{
+    Environment, EnvironmentStats, GuardedSampler, RolloutSpec, Task, failed_rollout,
+};
+use crate::events::CancelToken;
+
+/// Runs the agent in a fresh sandbox, and grades its patch in another.
+pub struct AgentEnvironment {
+    /// Makes the agents' sandboxes.
+    pub provider: Arc<CountingProvider>,
+    /// Bounds of the agents' sandboxes.
+    pub limits: SandboxLimits,
+    /// The policy.
+    pub sampler: Arc<dyn Sampler>,
+    /// Prompts and tokens.
+    pub renderer: Renderer,
+    /// What a [`RolloutSpec`] does not say about the agent.
+    pub agent: AgentConfig,
+    /// Grades patches, each only once.
+    pub grades: GradeCache,
+}
+
+impl AgentEnvironment {
+    fn agent_config(&self, spec: &RolloutSpec) -> AgentConfig {
+        AgentConfig {
+            max_turns: spec.max_turns,
+            max_context_tokens: spec.context_tokens,
+            params: SamplingParams { temperature: spec.temperature },
+            demonstration: spec.demonstration,
+            ..self.agent.clone()
+        }
+    }
+
+    /// The agent's part. The sandbox is gone when it returns.
+    fn act(
+        &self,
+        task: &Task,
+        spec: &RolloutSpec,
+        cancel: &CancelToken,
+    ) -> Result<AgentRun, SandboxError> {
+        let config = self.agent_config(spec);
+        let limits = self.limits.clone();
+        let sandbox_spec = sandbox_spec(&task.instance, &task.repo, &config.workdir, limits);
+        let mut sandbox = self.provider.create(&sandbox_spec)?;
+        let sampler =
+            GuardedSampler { inner: &self.sampler, policy_version: spec.policy_version, cancel };
+        let run = run_agent(
+            &task.instance,
+            sandbox.as_mut(),
+            &sampler,
+            &self.renderer,
+            &config,
+            spec.session,
+            spec.seed,
+        );
+        sandbox.destroy()?;
+        Ok(run)
+    }
+
+    /// The grader's part.
+    fn grade(&self, task: &Task, spec: &RolloutSpec, run: AgentRun) -> Rollout {
+        let mut rollout = Rollout {
+            instance_id: task.instance.instance_id.clone(),
+            sibling: spec.sibling,
+            policy_version: spec.policy_version,
+            status: run.status,
+            failure: run.failure,
+            failure_detail: run.failure_detail,
+            solved: None,
+            patch: run.patch,
+            trajectory: run.trajectory,
+        };
+        if rollout.status == RolloutStatus::Failed {
+            return rollout;
+        }
+        match self.grades.grade(&task.instance, &task.repo, &rollout.patch) {
+            Ok(grade) => {
+                rollout.solved = Some(grade.solved);
+                rollout.failure =
+                    if grade.solved { None } else { rollout.failure.or(Some(FailureClass::Model)) };
+            }
+            Err(error) => {
+                rollout.status = RolloutStatus::Failed;
+                rollout.failure = Some(FailureClass::Grader);
+                rollout.failure_detail = Some(error.to_string());
+            }
+        }
+        rollout
+    }
+}
+
+impl Environment for AgentEnvironment {
+    fn rollout(&self, task: &Task, spec: &RolloutSpec, cancel: &CancelToken) -> Rollout {
+        let mut run = match self.act(task, spec, cancel) {
+            Ok(run) => run,
+            Err(error) => {
+                return failed_rollout(task, spec, FailureClass::Sandbox, error.to_string());
+            }
+        };
+        if spec.demonstration && run.status != RolloutStatus::Failed {
+            let workdir = &self.agent.workdir;
+            let stripped =
+                self.renderer.without_demonstration(&run.trajectory, &task.instance, workdir);
+            match stripped {
+                Ok(trajectory) => run.trajectory = trajectory,
+                Err(error) => {
+                    return failed_rollout(task, spec, FailureClass::Engine, error.to_string());
+                }
+            }
+        }
+        self.grade(task, spec, run)
+    }
+
+    fn stats(&self) -> EnvironmentStats {
+        EnvironmentStats { num_sandboxes: self.provider.num_created() }
+    }
+}
+
+/// Counts the sandboxes that another provider makes.
+pub struct CountingProvider {
+    inner: Box<dyn SandboxProvider>,
+    num_created: AtomicU64,
+}
+
+impl CountingProvider {
+    /// Counts what `inner` makes.
+    pub fn new(inner: Box<dyn SandboxProvider>) -> Self {
+        Self { inner, num_created: AtomicU64::new(0) }
+    }
+
+    /// Sandboxes made so far.
+    pub fn num_created(&self) -> u64 {
+        self.num_created.load(Ordering::Relaxed)
+    }
+}
+
+impl SandboxProvider for CountingProvider {
+    fn create(&self, spec: &SandboxSpec) -> Result<Box<dyn Sandbox>, SandboxError> {
+        let sandbox = self.inner.create(spec)?;
+        self.num_created.fetch_add(1, Ordering::Relaxed);
+        Ok(sandbox)
+    }
+}

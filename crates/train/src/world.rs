@@ -1,0 +1,177 @@
+//! Opens what a recipe names: policy, tokenizer, sandboxes, task sets.
+
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use patchwright_agent::{
+    AgentConfig, GradeCache, Grader, GraderOptions, Profile, Renderer, Tokenizer,
+};
+use patchwright_core::{SamplingParams, SandboxProvider};
+use patchwright_engine::{Engine, EngineOptions};
+use patchwright_sandbox::{NativeOptions, NativeSandboxes};
+
+use crate::agent_environment::{AgentEnvironment, CountingProvider};
+use crate::error::TrainError;
+use crate::events::{Observer, RunEvent};
+use crate::recipe::Recipe;
+use crate::run::World;
+use crate::task_sets::{TaskSets, task_sets};
+
+/// Name of the shipped checkpoint in recipes.
+const BASE: &str = "base";
+
+/// Grades that are remembered.
+const NUM_CACHED_GRADES: usize = 100_000;
+
+impl World {
+    /// Opens everything that a recipe for the embedded engine needs. Task sets are made on first
+    /// use. `observer` hears what is being done.
+    ///
+    /// # Errors
+    /// [`TrainError`] naming what is missing and how to mend it.
+    pub fn open(recipe: &Recipe, observer: &dyn Observer) -> Result<Self, TrainError> {
+        recipe.check_embedded()?;
+        let provider = open_provider(recipe)?;
+        let sets = task_sets(&recipe.tasks, provider.as_ref(), observer)?;
+        Self::with_tasks(recipe, provider, sets, observer)
+    }
+
+    /// [`World::open`] with task sets from elsewhere.
+    ///
+    /// # Errors
+    /// [`TrainError`] naming what is missing and how to mend it.
+    pub fn with_tasks(
+        recipe: &Recipe,
+        provider: Arc<CountingProvider>,
+        sets: TaskSets,
+        observer: &dyn Observer,
+    ) -> Result<Self, TrainError> {
+        recipe.check_embedded()?;
+        let checkpoint = find_checkpoint(&recipe.engine.checkpoint)?;
+        observer.event(&RunEvent::Notice(format!("policy: {}", checkpoint.display())));
+        let mut engine = Engine::load(&checkpoint, engine_options(recipe))?;
+        let tokenizer_path = checkpoint.join("tokenizer.json");
+        let tokenizer_json =
+            std::fs::read(&tokenizer_path).map_err(TrainError::io(&tokenizer_path))?;
+        let tokenizer = Tokenizer::from_bytes(&tokenizer_json).map_err(|error| {
+            TrainError::setup(tokenizer_path.display().to_string(), error.to_string())
+        })?;
+        engine.trainer.attach_file("tokenizer.json", tokenizer_json)?;
+        let renderer = renderer(recipe, tokenizer)?;
+        let (trainer, sampler) = engine.into_parts();
+        let environment = AgentEnvironment {
+            limits: recipe.sandbox.limits(),
+            sampler: sampler.clone(),
+            renderer,
+            agent: agent_config(recipe),
+            grades: grades(recipe, &provider),
+            provider,
+        };
+        Ok(Self {
+            train: sets.train,
+            evaluation_sets: sets.evaluation_sets,
+            environment: Arc::new(environment),
+            sampler,
+            trainer: Box::new(trainer),
+        })
+    }
+}
+
+/// Native sandboxes that work on this machine, with python3 in reach.
+///
+/// # Errors
+/// [`TrainError::Setup`] without python3, [`TrainError::Sandbox`] where the kernel forbids
+/// sandboxes; both say what to do.
+pub fn open_provider(recipe: &Recipe) -> Result<Arc<CountingProvider>, TrainError> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if !std::env::split_paths(&path).any(|dir| dir.join("python3").is_file()) {
+        return Err(TrainError::setup(
+            "python3",
+            "not found in PATH; the tasks are Python repositories: install it \
+             (Debian, Ubuntu: apt-get install python3)",
+        ));
+    }
+    // Each worker has an agent's sandbox or a grader's; fewer than twice are alive at once.
+    let max_sandboxes = 2 * recipe.infrastructure.num_workers + 16;
+    let native = NativeSandboxes::new(NativeOptions { max_sandboxes, ..NativeOptions::default() })?;
+    Ok(Arc::new(CountingProvider::new(Box::new(native))))
+}
+
+/// The directory of a checkpoint: the shipped one for `base`, else the path itself.
+///
+/// # Errors
+/// [`TrainError::Setup`] when there is none.
+pub fn find_checkpoint(name: &str) -> Result<PathBuf, TrainError> {
+    let is_checkpoint = |dir: &PathBuf| dir.join("config.json").is_file();
+    if name != BASE {
+        let path = PathBuf::from(name);
+        return if is_checkpoint(&path) {
+            Ok(path)
+        } else {
+            Err(TrainError::setup(name, "no checkpoint directory: it has no config.json"))
+        };
+    }
+    let program = std::env::current_exe().unwrap_or_default();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    std::iter::once(Path::new("."))
+        .chain(program.ancestors().skip(1))
+        .chain(std::iter::once(source.as_path()))
+        .map(|dir| dir.join("models").join(BASE))
+        .find(is_checkpoint)
+        .ok_or_else(|| {
+            TrainError::setup(
+                "the shipped base policy",
+                "models/base was found neither here nor beside the program; run in a checkout, or \
+                 make one with `patchwright pretrain` and name it with --set engine.checkpoint=DIR",
+            )
+        })
+}
+
+fn engine_options(recipe: &Recipe) -> EngineOptions {
+    let num_threads = match recipe.engine.num_threads {
+        0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+        num_threads => num_threads,
+    };
+    EngineOptions {
+        num_threads,
+        max_batch_tokens: recipe.engine.max_batch_tokens,
+        max_cached_tokens: recipe.engine.max_cached_tokens,
+    }
+}
+
+fn renderer(recipe: &Recipe, tokenizer: Tokenizer) -> Result<Renderer, TrainError> {
+    let name = &recipe.agent.profile;
+    let profile = Profile::resolve(name)
+        .map_err(|error| TrainError::setup("agent.profile", error.to_string()))?;
+    if recipe.rft.enabled && recipe.rft.one_shot_demonstration && profile.demonstration.is_empty() {
+        return Err(TrainError::setup(
+            "rft.one_shot_demonstration",
+            format!("the profile {name} has no demonstration: choose another or set it to false"),
+        ));
+    }
+    Renderer::new(Arc::new(tokenizer), profile)
+        .map_err(|error| TrainError::setup("agent.profile", error.to_string()))
+}
+
+fn agent_config(recipe: &Recipe) -> AgentConfig {
+    let agent = &recipe.agent;
+    AgentConfig {
+        max_turn_tokens: agent.max_tokens_per_turn,
+        max_consecutive_format_errors: agent.max_format_errors,
+        params: SamplingParams { temperature: agent.temperature },
+        command_timeout_seconds: agent.command_timeout_seconds,
+        ..AgentConfig::default()
+    }
+}
+
+fn grades(recipe: &Recipe, provider: &Arc<CountingProvider>) -> GradeCache {
+    let provider: Arc<dyn SandboxProvider> = Arc::clone(provider) as Arc<dyn SandboxProvider>;
+    let options = GraderOptions {
+        timeout: Duration::from_secs(recipe.infrastructure.grade_timeout_seconds),
+        limits: recipe.sandbox.limits(),
+        ..GraderOptions::default()
+    };
+    GradeCache::new(Grader::new(provider, options), NUM_CACHED_GRADES)
+}
