@@ -158,7 +158,7 @@ fn sample(sampler: &Arc<EmbeddedSampler>, vocab: u32, concurrency: usize) {
         sampled as f64 / seconds,
         sampled as f64 / cpu,
         prefill as f64 / seconds,
-        (after.busy - before.busy).as_secs_f64() / seconds * 100.0
+        after.busy.saturating_sub(before.busy).as_secs_f64() / seconds * 100.0
     );
     let (started, cpu) = (Instant::now(), cpu_seconds());
     let prompts = 64;

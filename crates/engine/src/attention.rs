@@ -69,7 +69,6 @@ pub(crate) fn fit(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 ///
 /// `q` and `out` hold the group's heads side by side in rows `ldq` and `ldo` apart. `save_lse` is
 /// told the log-sum-exp of each (query, head of the group).
-#[expect(clippy::too_many_arguments, reason = "strided inputs and outputs of one kernel")]
 pub(crate) fn attend(
     shape: HeadShape,
     kv: &impl KeyValues,

@@ -10,7 +10,7 @@ use serde_json::Value;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelType {
-    /// Per-head RMSNorm of queries and keys, no bias.
+    /// Per-head `RMSNorm` of queries and keys, no bias.
     Qwen3,
     /// Bias on the query, key and value projections.
     Qwen2,
@@ -37,7 +37,7 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the SwiGLU layer.
+    /// Width of the `SwiGLU` layer.
     pub intermediate_size: usize,
     /// Number of layers.
     pub num_hidden_layers: usize,
@@ -51,7 +51,7 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f32,
-    /// Added to the mean square in every RMSNorm.
+    /// Added to the mean square in every `RMSNorm`.
     pub rms_norm_eps: f32,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
@@ -59,6 +59,7 @@ pub struct ModelConfig {
 
 /// `config.json` as it may be found: older and newer spellings, options we must not ignore.
 #[derive(Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "the fields of a file that others define")]
 struct RawConfig {
     model_type: String,
     vocab_size: usize,
@@ -83,6 +84,8 @@ struct RawConfig {
     mlp_bias: bool,
     #[serde(default)]
     use_sliding_window: bool,
+    #[serde(default)]
+    layer_types: Vec<String>,
 }
 
 fn silu() -> String {
@@ -128,11 +131,12 @@ impl ModelConfig {
             ("attention_bias", raw.attention_bias && model_type != ModelType::Qwen2),
             ("mlp_bias", raw.mlp_bias),
             ("use_sliding_window", raw.use_sliding_window),
+            ("layer_types", raw.layer_types.iter().any(|kind| kind != "full_attention")),
             ("rope_scaling", raw.rope_scaling.as_ref().is_some_and(is_scaled)),
             ("rope_parameters", raw.rope_parameters.as_ref().is_some_and(is_scaled)),
         ];
         if let Some((name, _)) = unsupported.iter().find(|(_, present)| *present) {
-            return Err(format!("{name} is set, which is not supported"));
+            return Err(format!("{name} is set in a way that is not supported"));
         }
         let nested_theta = raw.rope_parameters.as_ref().and_then(|p| p["rope_theta"].as_f64());
         let config = Self {
@@ -257,6 +261,7 @@ fn is_scaled(rope: &Value) -> bool {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "exact values are meant")]
 mod tests {
     use super::*;
 

@@ -150,7 +150,8 @@ fn draw(logits: &[f32], temperature: f32, rng: &mut ChaCha8Rng, weights: &mut Ve
     let token = if temperature == 0.0 {
         first_max(logits)
     } else {
-        if temperature != 1.0 {
+        // `weights` are those of temperature 1 already.
+        if temperature.to_bits() != 1f32.to_bits() {
             for (weight, logit) in weights.iter_mut().zip(logits) {
                 *weight = (logit - max) / temperature;
             }

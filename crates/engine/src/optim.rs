@@ -1,4 +1,4 @@
-//! AdamW and learning-rate schedules.
+//! `AdamW` and learning-rate schedules.
 
 use patchwright_core::AdamParams;
 use serde::{Deserialize, Serialize};
@@ -76,7 +76,7 @@ vectorized! {
     }
 }
 
-/// One step of AdamW (arXiv 1711.05101, with PyTorch's order of operations) on all tensors, the
+/// One step of `AdamW` (arXiv 1711.05101, with `PyTorch`'s order of operations) on all tensors, the
 /// gradient being multiplied by `scale` first.
 pub(crate) fn adamw(
     layout: &ParamLayout,
@@ -133,6 +133,7 @@ vectorized! {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "exact values are meant")]
 mod tests {
     use super::LrSchedule;
 

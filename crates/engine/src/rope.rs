@@ -1,6 +1,8 @@
 //! Rotary position embedding (Su et al., arXiv 2104.09864), in the half-split convention of the
 //! Hugging Face checkpoints: element `i` is rotated with element `i + head_dim / 2`.
 
+#![expect(clippy::inline_always, reason = "called within functions of an instruction set")]
+
 use crate::config::ModelConfig;
 
 /// Cosines and sines of every position.

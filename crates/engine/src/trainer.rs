@@ -1,4 +1,4 @@
-//! The trainer: micro-batches over threads, gradient in a fixed order, AdamW, checkpoints.
+//! The trainer: micro-batches over threads, gradient in a fixed order, `AdamW`, checkpoints.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -153,7 +153,7 @@ vectorized! {
 }
 
 vectorized! {
-    /// RMSNorm (Zhang & Sennrich, arXiv 1910.07467) of rows of `weight.len()`:
+    /// `RMSNorm` (Zhang & Sennrich, arXiv 1910.07467) of rows of `weight.len()`:
     /// `out = x * inv_rms * weight`, `inv_rms = (mean(x²) + eps)^-1/2`.
     pub(crate) fn rms_norm(
         x: &[f32],
@@ -162,7 +162,7 @@ vectorized! {
         out: &mut [f32],
         inv_rms: &mut [f32],
     ) {
-        rms_norm_inline(x, weight, eps, out, inv_rms)
+        rms_norm_inline(x, weight, eps, out, inv_rms);
     }
 }
 
@@ -233,7 +233,7 @@ pub(crate) fn rms_norm_row_backward(
 }
 
 vectorized! {
-    /// SwiGLU (Shazeer, arXiv 2002.05202): rows of `gate_up` are `[gate | up]`, each half as wide as a
+    /// `SwiGLU` (Shazeer, arXiv 2002.05202): rows of `gate_up` are `[gate | up]`, each half as wide as a
     /// row of `out`; `out = silu(gate) * up`.
     pub(crate) fn swiglu(gate_up: &[f32], width: usize, out: &mut [f32]) {
         for (gu, out) in gate_up.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)) {
@@ -291,6 +291,7 @@ pub(crate) fn add_assign(to: &mut [f32], from: &[f32]) {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "exact values are meant")]
 mod tests {
     use super::*;
 

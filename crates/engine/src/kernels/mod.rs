@@ -4,6 +4,8 @@
 //! fixed sequence of operations, whatever other rows are processed by the same call. On that rest
 //! both batch independence of the sampler and the bitwise agreement of trainer and sampler.
 
+#![expect(clippy::inline_always, reason = "a part that is not inlined loses the instruction set")]
+
 use std::sync::LazyLock;
 
 /// Compiles a function once for each instruction set and calls the best one for this machine.
