@@ -304,6 +304,11 @@ pub struct SandboxRunArgs {
     #[arg(long)]
     pub diff: bool,
     /// Program and arguments
-    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(
+        value_name = "COMMAND",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
     pub command: Vec<String>,
 }

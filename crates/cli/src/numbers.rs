@@ -113,7 +113,8 @@ mod tests {
 
     #[test]
     fn digits_are_significant() {
-        let cases = [(0.0, "0"), (1.234, "1.23"), (123.4, "123"), (2e-7, "2.0e-7"), (0.05, "0.0500")];
+        let cases =
+            [(0.0, "0"), (1.234, "1.23"), (123.4, "123"), (2e-7, "2.0e-7"), (0.05, "0.0500")];
         for (value, text) in cases {
             assert_eq!(significant(value), text);
         }

@@ -5,9 +5,11 @@ use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 
 use anstyle::{AnsiColor, Style};
+use patchwright_train::metrics::EvaluationResult;
 use serde::Serialize;
 
 use crate::error::CliError;
+use crate::table;
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 
@@ -32,6 +34,25 @@ pub fn data(text: &str) -> Result<(), CliError> {
 pub fn json(value: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value).map_err(CliError::failed)?;
     data(&(text + "\n"))
+}
+
+/// What `--json` prints of measurements: the same shape as in `report.json`.
+#[derive(Serialize)]
+struct Evaluations<'a> {
+    schema_version: u32,
+    evaluations: &'a [EvaluationResult],
+}
+
+/// Writes measurements as JSON, or as the table that a run ends with.
+///
+/// # Errors
+/// As [`data`].
+pub fn evaluations(evaluations: &[EvaluationResult], as_json: bool) -> Result<(), CliError> {
+    if as_json {
+        json(&Evaluations { schema_version: 1, evaluations })
+    } else {
+        data(&table::evaluations(evaluations))
+    }
 }
 
 /// Writes a value as one line of JSON.

@@ -6,7 +6,11 @@ use patchwright_train::metrics::EvaluationResult;
 use crate::numbers::{mean_sem, percent_fine};
 
 /// A plain table: columns of text to the left, numbers to the right, two spaces between.
-pub fn table(header: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+pub fn table(
+    header: &[&str],
+    right: &[usize],
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.iter().copied());
     for row in rows {
@@ -35,11 +39,7 @@ pub fn evaluations(results: &[EvaluationResult]) -> String {
         Some(k) if results.iter().all(|r| r.pass_k == k) => format!("Pass@{k}"),
         _ => "Pass@k".to_owned(),
     };
-    table(
-        &["Task set", "Policy", "Pass@1", &k, "Turns", "Tasks", "Runs"],
-        &[2, 3, 4, 5, 6],
-        rows,
-    )
+    table(&["Task set", "Policy", "Pass@1", &k, "Turns", "Tasks", "Runs"], &[2, 3, 4, 5, 6], rows)
 }
 
 fn row(e: &EvaluationResult) -> Vec<String> {

@@ -61,8 +61,9 @@ fn evaluations_as_json() {
     write_run(dir.path());
     let output = patchwright(dir.path(), &["report", ".", "--json"]);
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(value.as_array().unwrap().len(), 8);
-    insta::assert_snapshot!(serde_json::to_string_pretty(&value[0]).unwrap());
+    assert_eq!(value["schema_version"], 1);
+    assert_eq!(value["evaluations"].as_array().unwrap().len(), 8);
+    insta::assert_snapshot!(serde_json::to_string_pretty(&value["evaluations"][0]).unwrap());
 }
 
 #[test]

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use patchwright_core::{ExecRequest, ExecStatus, RepoSource, SandboxLimits, SandboxProvider, SandboxSpec};
+use patchwright_core::{
+    ExecRequest, ExecStatus, RepoSource, SandboxLimits, SandboxProvider, SandboxSpec,
+};
 use patchwright_sandbox::{FeatureStatus, NativeOptions, NativeSandboxes};
 use serde::Serialize;
 

@@ -14,13 +14,13 @@ use patchwright_train::recipe::{Recipe, TaskSetRecipe, TaskSource};
 use patchwright_train::run::{Run, World};
 use patchwright_train::run_dir::RunDir;
 use patchwright_train::task_sets::{TaskSets, task_sets};
-use patchwright_train::world::open_provider;
+use patchwright_train::world::{find_checkpoint, open_provider};
 
 use super::policy;
 use crate::args::EvalArgs;
 use crate::error::CliError;
 use crate::progress::Progress;
-use crate::{output, signals, table};
+use crate::{output, signals};
 
 /// Measures and shows the table.
 pub fn run(args: &EvalArgs) -> Result<ExitCode, CliError> {
@@ -33,15 +33,12 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode, CliError> {
     }
     recipe.check()?;
     recipe.check_embedded()?;
+    // Before the task set is made, which may take a while.
+    find_checkpoint(&recipe.engine.checkpoint)?;
     let progress = Arc::new(Progress::to_stderr());
     let result = measure(args, recipe, &progress);
     progress.finish();
-    let results = result?;
-    if args.json {
-        output::json(&results)?;
-    } else {
-        output::data(&table::evaluations(&results))?;
-    }
+    output::evaluations(&result?, args.json)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use crate::args::ReportArgs;
 use crate::error::CliError;
+use crate::output;
 use crate::report::{self, ReportError};
-use crate::{output, table};
 
 /// Renders the page again and shows the table.
 pub fn run(args: &ReportArgs) -> Result<ExitCode, CliError> {
@@ -17,11 +17,7 @@ pub fn run(args: &ReportArgs) -> Result<ExitCode, CliError> {
         )));
     }
     let (path, evaluations) = report::write(&args.dir)?;
-    if args.json {
-        output::json(&evaluations)?;
-    } else {
-        output::data(&table::evaluations(&evaluations))?;
-    }
+    output::evaluations(&evaluations, args.json)?;
     output::note(format!("Wrote {}", path.display()));
     Ok(ExitCode::SUCCESS)
 }

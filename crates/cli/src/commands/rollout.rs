@@ -21,6 +21,7 @@ use patchwright_train::rollout_engine::{BatchSpec, Job, RolloutEngine};
 use patchwright_train::run::World;
 use patchwright_train::task_sets::TaskSets;
 use patchwright_train::world::open_provider;
+use serde::Serialize;
 
 use super::{policy, tasks};
 use crate::args::RolloutArgs;
@@ -141,10 +142,20 @@ fn cache_dir() -> PathBuf {
         .join("patchwright")
 }
 
+/// A line of `--json`: a rollout as journals have it.
+#[derive(Serialize)]
+struct Line {
+    schema_version: u32,
+    #[serde(flatten)]
+    rollout: RolloutRecord,
+}
+
 fn show(rollouts: &[Rollout], json: bool) -> Result<(), CliError> {
     if json {
-        let records = rollouts.iter().map(|rollout| RolloutRecord::new(STAGE, 0, rollout, true));
-        return records.into_iter().try_for_each(|record| output::json_line(&record));
+        return rollouts.iter().try_for_each(|rollout| {
+            let rollout = RolloutRecord::new(STAGE, 0, rollout, true);
+            output::json_line(&Line { schema_version: 1, rollout })
+        });
     }
     let rows = rollouts.iter().map(|rollout| {
         let verdict = match rollout.solved {

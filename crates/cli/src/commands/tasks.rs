@@ -41,7 +41,10 @@ pub fn generate(args: &GenerateArgs) -> Result<ExitCode, CliError> {
     let num = write_task_set(&args.out, instances)?;
     output::note(format!("Wrote {num} instances to {}", args.out.display()));
     if num < args.num {
-        output::note(format!("The source has no more than {num} with --per-repo {}", args.per_repo));
+        output::note(format!(
+            "The source has no more than {num} with --per-repo {}",
+            args.per_repo
+        ));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -54,7 +57,11 @@ pub fn show(args: &ShowArgs) -> Result<ExitCode, CliError> {
         return Ok(ExitCode::SUCCESS);
     };
     let Some(task) = tasks.iter().find(|task| task.instance_id == *id) else {
-        return Err(CliError::usage(unknown_instance(id, &args.tasks.display().to_string(), &tasks)));
+        return Err(CliError::usage(unknown_instance(
+            id,
+            &args.tasks.display().to_string(),
+            &tasks,
+        )));
     };
     if args.json {
         output::json_line(task)?;
@@ -72,11 +79,7 @@ pub fn read(path: &std::path::Path) -> Result<Vec<TaskInstance>, CliError> {
 /// Says that an instance is not in a set.
 pub fn unknown_instance(id: &str, set: &str, tasks: &[TaskInstance]) -> String {
     let first: Vec<&str> = tasks.iter().take(3).map(|task| task.instance_id.as_str()).collect();
-    format!(
-        "{set} has no instance {id:?}; it has {} such as {}",
-        tasks.len(),
-        first.join(", ")
-    )
+    format!("{set} has no instance {id:?}; it has {} such as {}", tasks.len(), first.join(", "))
 }
 
 fn list(tasks: &[TaskInstance], json: bool) -> Result<(), CliError> {

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use patchwright_train::TrainError;
 use patchwright_train::events::CancelToken;
 use patchwright_train::report::Report;
+use patchwright_train::world::find_checkpoint;
 
 use crate::args::TrainArgs;
 use crate::error::CliError;
 use crate::progress::Progress;
-use crate::{output, report, signals, table};
+use crate::{output, report, signals};
 
 /// Starts a run, or goes on with one, and ends with its table.
 pub fn run(args: &TrainArgs) -> Result<ExitCode, CliError> {
@@ -26,7 +27,7 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode, CliError> {
     if args.json {
         output::json(&finished)?;
     } else {
-        output::data(&table::evaluations(&finished.evaluations))?;
+        output::evaluations(&finished.evaluations, false)?;
     }
     output::note(format!("Report: {}", page.display()));
     Ok(ExitCode::SUCCESS)
@@ -34,6 +35,9 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode, CliError> {
 
 fn start(args: &TrainArgs, progress: &Arc<Progress>) -> Result<(PathBuf, Report), CliError> {
     let recipe = super::policy::load_recipe(&args.recipe, args.seed, &args.overrides)?;
+    recipe.check_embedded()?;
+    // Before the task sets are made, which may take a while.
+    find_checkpoint(&recipe.engine.checkpoint)?;
     let path = args.out.clone().unwrap_or_else(|| {
         Path::new("runs").join(format!("{}-{}", recipe.run.name, recipe.run.seed))
     });
@@ -51,10 +55,7 @@ fn resume(path: &Path, progress: &Arc<Progress>) -> Result<(PathBuf, Report), Cl
     Ok((path.to_owned(), report))
 }
 
-fn cancel_token(
-    path: &Path,
-    progress: &Arc<Progress>,
-) -> Result<&'static CancelToken, CliError> {
+fn cancel_token(path: &Path, progress: &Arc<Progress>) -> Result<&'static CancelToken, CliError> {
     let (path, progress) = (path.to_owned(), Arc::clone(progress));
     signals::cancel_token(move || {
         progress.say(&format!(

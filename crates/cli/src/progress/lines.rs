@@ -81,10 +81,8 @@ fn evaluation(e: &EvaluationResult) -> String {
         e.mean_turns
     );
     if e.num_failed_infrastructure > 0 {
-        line += &format!(
-            " ({} rollouts without a grade are left out)",
-            e.num_failed_infrastructure
-        );
+        line +=
+            &format!(" ({} rollouts without a grade are left out)", e.num_failed_infrastructure);
     }
     line
 }

@@ -110,6 +110,10 @@ impl Inner {
             Show::Live(_) => REFRESH,
             Show::Lines(_) => QUIET,
         };
+        if matches!(self.show, Show::Lines(_)) && current.batch.num_rollouts == 0 {
+            // Nothing to count yet.
+            return;
+        }
         let due = self.last_status.is_none_or(|last| now.saturating_sub(last) >= wait);
         if !due && !(begins && matches!(self.show, Show::Live(_))) {
             return;
@@ -144,7 +148,6 @@ fn bar() -> ProgressBar {
     bar.enable_steady_tick(Duration::from_millis(120));
     bar
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -148,8 +148,8 @@ impl RunState {
         pace.seconds += now.saturating_sub(current.started).as_secs_f64();
         pace.num_rollouts += current.num_finished;
         let rollout_paces = paces.iter().filter(|(kind, _)| **kind != "setup").map(|(_, p)| p);
-        let (seconds, num) = rollout_paces
-            .fold((0.0, 0), |(s, n), pace| (s + pace.seconds, n + pace.num_rollouts));
+        let (seconds, num) =
+            rollout_paces.fold((0.0, 0), |(s, n), pace| (s + pace.seconds, n + pace.num_rollouts));
         if num < 10 {
             return None;
         }

@@ -138,9 +138,8 @@ impl Chart {
             let step = Ticks::new(x_low, x_high).step.max(1.0);
             layout = layout.with_x_tick_step(step);
         } else {
-            layout = layout
-                .with_x_tick_step(1.0)
-                .with_x_tick_format(category_format(&self.categories));
+            layout =
+                layout.with_x_tick_step(1.0).with_x_tick_format(category_format(&self.categories));
         }
         if self.spans.len() > 1 {
             for span in &self.spans {
@@ -163,11 +162,12 @@ impl Series {
             (x.is_finite() && y.is_finite())
                 .then(|| (*x, *y, self.errors.get(i).copied().unwrap_or(0.0)))
         };
-        let kept: Vec<(f64, f64, f64)> =
-            self.points.iter().enumerate().filter_map(keep).collect();
+        let kept: Vec<(f64, f64, f64)> = self.points.iter().enumerate().filter_map(keep).collect();
         let data: Vec<(f64, f64)> = kept.iter().map(|(x, y, _)| (*x, *y)).collect();
-        let line =
-            LinePlot::new().with_data(data.iter().copied()).with_color(color).with_stroke_width(1.6);
+        let line = LinePlot::new()
+            .with_data(data.iter().copied())
+            .with_color(color)
+            .with_stroke_width(1.6);
         // A single point makes no line, and error bars need something to sit on.
         let dots = !self.errors.is_empty() || data.len() <= 12;
         let mut plots = vec![Plot::Line(line)];

@@ -15,6 +15,7 @@ pub fn patchwright(dir: &Path, args: &[&str]) -> Output {
         .current_dir(dir)
         .env("NO_COLOR", "1")
         .env("COLUMNS", "100")
+        .env("XDG_CACHE_HOME", dir.join("cache"))
         .output()
         .expect("the program starts")
 }
@@ -80,7 +81,8 @@ pub fn write_run(dir: &Path) {
     }
     put(&Record::RunFinished { policy_version: PolicyVersion(version) });
     journal.sync().unwrap();
-    let recipe = json!({"program_version": "0.1.0", "recipe": {"run": {"name": "embedded", "seed": 7}}});
+    let recipe =
+        json!({"program_version": "0.1.0", "recipe": {"run": {"name": "embedded", "seed": 7}}});
     std::fs::write(dir.join("recipe.json"), recipe.to_string()).unwrap();
 }
 
