@@ -20,6 +20,7 @@ pub mod learn;
 pub mod metrics;
 pub mod pipeline;
 pub mod pool;
+pub mod pretrain;
 pub mod recipe;
 pub mod report;
 pub mod rft;

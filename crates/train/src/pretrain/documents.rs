@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use patchwright_agent::Tokenizer;
 use patchwright_core::TrainingSample;
 use rand::Rng;
-use rand::seq::{IndexedRandom, SliceRandom};
+use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::LossWeights;
@@ -55,8 +55,14 @@ pub fn source(tokenizer: &Tokenizer, frame: Frame, text: &str, weights: &LossWei
     draft.finish()
 }
 
-/// A listing, then some of its lines again in random order: half of the time as labelled lines,
-/// half of the time as edits that leave the line as it is.
+/// Share of the re-shown listings that show one function instead of a whole module.
+const FUNCTION_SHARE: f64 = 0.6;
+/// Largest label that a listing of one function starts with.
+const MAX_FIRST_LABEL: usize = 30;
+
+/// A listing (of a module, or of one of its functions somewhere in a file), then some of its lines
+/// again in random order: half of the time as labelled lines, half of the time as edits that leave
+/// the line as it is.
 pub fn reshow(
     tokenizer: &Tokenizer,
     frame: Frame,
@@ -64,17 +70,24 @@ pub fn reshow(
     weights: &LossWeights,
     rng: &mut ChaCha8Rng,
 ) -> TrainingSample {
+    let functions: Vec<&str> = text.split("\n\n\n").collect();
+    let (text, first) = match functions.choose(rng) {
+        Some(function) if rng.random_bool(FUNCTION_SHARE) => {
+            (*function, rng.random_range(1..=MAX_FIRST_LABEL))
+        }
+        _ => (text, 1),
+    };
     let lines: Vec<&str> = text.lines().collect();
-    let mut order: Vec<usize> = (0..lines.len()).filter(|i| !lines[*i].is_empty()).collect();
-    order.shuffle(rng);
-    order.truncate(rng.random_range(4..=8));
+    let shown: Vec<usize> = (0..lines.len()).filter(|i| !lines[*i].is_empty()).collect();
+    let num_again = rng.random_range(4..=8);
+    let order: Vec<usize> = (0..num_again).filter_map(|_| shown.choose(rng).copied()).collect();
     let mut draft = Draft::default();
     draft.push(&[frame.user], 0.0);
-    draft.push(&tokenizer.encode_text(&listing(&lines)), weights.observation);
+    draft.push(&tokenizer.encode_text(&listing(&lines, first)), weights.observation);
     draft.push(&[frame.assistant], 0.0);
     if rng.random_bool(0.5) {
         let again: Vec<String> =
-            order.iter().map(|i| format!("{}:{}", i + 1, lines[*i])).collect();
+            order.iter().map(|i| format!("{}:{}", first + i, lines[*i])).collect();
         draft.push(&tokenizer.encode_text(&again.join("\n")), weights.action);
         draft.push(&[frame.end], weights.action);
         return draft.finish();
@@ -83,7 +96,7 @@ pub fn reshow(
         if n > 0 {
             draft.push(&[frame.assistant], 0.0);
         }
-        let (number, line) = (i + 1, lines[i]);
+        let (number, line) = (first + i, lines[i]);
         let edit = format!("edit {number}:{number} <<'EOF'\n{line}\nEOF");
         draft.push(&tokenizer.encode_text(&edit), weights.action);
         draft.push(&[frame.end], weights.action);
@@ -93,10 +106,10 @@ pub fn reshow(
     draft.finish()
 }
 
-fn listing(lines: &[&str]) -> String {
+fn listing(lines: &[&str], first: usize) -> String {
     let mut text = String::new();
     for (n, line) in lines.iter().enumerate() {
-        let _ = writeln!(text, "{}:{line}", n + 1);
+        let _ = writeln!(text, "{}:{line}", first + n);
     }
     text.truncate(text.trim_end_matches('\n').len());
     text

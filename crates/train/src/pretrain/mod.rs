@@ -23,6 +23,7 @@ use patchwright_core::{
 };
 use patchwright_engine::{Engine, EngineOptions, ModelConfig, ModelType};
 use patchwright_tasks::generated;
+use patchwright_tasks::issue::IssueStyle;
 use patchwright_tasks::validate::{BuildOptions, build_task_set};
 use serde::{Deserialize, Serialize};
 
@@ -108,7 +109,7 @@ impl Default for PretrainConfig {
 impl PretrainConfig {
     fn model(&self, vocab_size: usize) -> ModelConfig {
         ModelConfig {
-            model_type: ModelType::Qwen3,
+            model_type: ModelType::Qwen2,
             vocab_size,
             hidden_size: self.hidden_size,
             intermediate_size: self.intermediate_size,
@@ -233,7 +234,13 @@ fn gather(
     let seed = generated::stream_seed(config.seed, TRAIN_STREAM);
     let repos: Vec<_> =
         (0..config.num_repositories as u64).map(|n| generated::repository(seed, n)).collect();
-    let (tasks, _report) = build_task_set(repos, provider, &BuildOptions::default())?;
+    let build = BuildOptions {
+        seed: config.seed,
+        issue_style: IssueStyle::Compact,
+        parallelism: std::thread::available_parallelism().map_or(2, usize::from),
+        ..BuildOptions::default()
+    };
+    let (tasks, _report) = build_task_set(repos, provider, &build)?;
     let ended = AtomicUsize::new(0);
     let tell = |_| {
         let done = ended.fetch_add(1, Ordering::Relaxed) + 1;
