@@ -246,7 +246,7 @@ fn candidates_in(rung: LimitsRung, mounts: &str, own: &str) -> Vec<PathBuf> {
     out
 }
 
-/// Adds context to a cgroup failure.
+/// Makes a slot's cgroup and moves this process in.
 pub fn enter_slot(home: &OwnedFd, rung: LimitsRung, name: &str) -> Result<Slot, Refusal> {
     let slot = Slot::make(rung, home, name).step("make a cgroup")?;
     slot.enter().step("enter a cgroup")?;

@@ -11,7 +11,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::net::{RecvFlags, SendFlags, SocketType};
 use rustix::process::{DumpableBehavior, Signal, WaitOptions};
@@ -51,23 +51,13 @@ pub fn main() -> ! {
     // Descriptor 0 stays taken, so that no later descriptor becomes a standard one by accident.
     let code = match rustix::io::fcntl_dupfd_cloexec(&control, 3) {
         Ok(duplicate) => {
-            sys::close_from(duplicate.raw_number() + 1);
+            sys::close_from(duplicate.as_raw_fd() as u32 + 1);
             drop(control);
             run(duplicate)
         }
         Err(_) => 1,
     };
     sys::exit(code)
-}
-
-trait RawNumber {
-    fn raw_number(&self) -> u32;
-}
-
-impl RawNumber for OwnedFd {
-    fn raw_number(&self) -> u32 {
-        sys::raw(self) as u32
-    }
 }
 
 fn run(control: OwnedFd) -> i32 {

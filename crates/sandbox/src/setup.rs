@@ -240,8 +240,13 @@ fn mount_repository(ground: &Ground<'_>, root: &Path) -> Result<(), Refusal> {
     );
     let options = CString::new(options).step("options")?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount("overlay", &at, "overlay", flags, Some(options.as_c_str()))
-        .map_err(|error| no_overlay(format!("mount: {error}")))
+    // An overlay works on its layers with the powers of whoever mounts it: it must be able to
+    // change the files of its work directory, whose mode is 0.
+    let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    sys::set_fs_ids(own.0, own.1);
+    let mounted = rustix::mount::mount("overlay", &at, "overlay", flags, Some(options.as_c_str()));
+    sys::set_fs_ids(ground.identity.uid, ground.identity.gid);
+    mounted.map_err(|error| no_overlay(format!("mount: {error}")))
 }
 
 /// Makes a directory to mount on, which must be the sandbox's own, not the system's.

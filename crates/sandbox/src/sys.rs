@@ -5,7 +5,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
@@ -218,9 +218,4 @@ pub fn set_fs_ids(uid: u32, gid: u32) {
         libc::setfsgid(gid);
         libc::setfsuid(uid);
     }
-}
-
-/// Borrows a descriptor by number: for a forked child's inherited descriptors.
-pub fn raw(fd: &OwnedFd) -> RawFd {
-    fd.as_raw_fd()
 }

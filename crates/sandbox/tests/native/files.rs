@@ -6,6 +6,8 @@ use std::path::Path;
 
 use patchwright_core::{ExecStatus, FileChange, SandboxError, SandboxProvider};
 
+use patchwright_sandbox::{FeatureStatus, NativeSandboxes};
+
 use crate::isolation::open_to_all;
 use crate::support::{
     directory, files, provider, python, shell, simple, spec, stdout, with_limits,
@@ -184,6 +186,11 @@ fn diffs_of_a_directory_are_the_same_and_the_directory_is_never_written() {
     let repository = host_repository();
     let before = state(repository.path());
     let mut sandbox = directory(repository.path());
+    // Shared, not copied, wherever the machine can.
+    let overlay = NativeSandboxes::probe().pop().unwrap();
+    let shared = matches!(overlay.status, FeatureStatus::Ok(_));
+    let mounts = stdout(&mut *sandbox, "cat /proc/mounts");
+    assert_eq!(mounts.contains("overlay /testbed overlay"), shared, "{mounts}");
     assert!(sandbox.diff().unwrap().is_empty());
     assert_eq!(
         stdout(&mut *sandbox, "ls -A; cat .git/config 2>/dev/null || echo none").lines().last(),
