@@ -47,7 +47,12 @@ impl Draft {
 }
 
 /// The text of one module.
-pub fn source(tokenizer: &Tokenizer, frame: Frame, text: &str, weights: &LossWeights) -> TrainingSample {
+pub fn source(
+    tokenizer: &Tokenizer,
+    frame: Frame,
+    text: &str,
+    weights: &LossWeights,
+) -> TrainingSample {
     let mut draft = Draft::default();
     draft.push(&[frame.doc], 0.0);
     draft.push(&tokenizer.encode_text(text), weights.source);

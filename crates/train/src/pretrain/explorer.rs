@@ -162,10 +162,9 @@ impl Explorer {
     fn run(&mut self, did: Did) -> String {
         self.did = did;
         match &self.call {
-            Some(call) => format!(
-                "python3 <<'EOF'\nimport {}\nprint({})\nEOF",
-                call.module, call.text
-            ),
+            Some(call) => {
+                format!("python3 <<'EOF'\nimport {}\nprint({})\nEOF", call.module, call.text)
+            }
             None => format!("open {}", self.open),
         }
     }
@@ -196,11 +195,8 @@ impl Explorer {
         }
         let lines = self.files.get(&self.open)?;
         let all: Vec<usize> = (0..lines.len()).filter(|i| lines[*i].starts_with("    ")).collect();
-        let named: Vec<usize> = self
-            .call
-            .as_ref()
-            .map(|call| body_of(lines, &call.function))
-            .unwrap_or_default();
+        let named: Vec<usize> =
+            self.call.as_ref().map(|call| body_of(lines, &call.function)).unwrap_or_default();
         if !named.is_empty() && self.rng.random_bool(self.rates.edit_named) {
             named.choose(&mut self.rng).copied()
         } else {
@@ -236,7 +232,11 @@ impl Explorer {
             (2, fresh) => fresh,
             (3, fresh) => {
                 let old = vec![old.to_owned()];
-                if self.rng.random_bool(0.5) { [old, fresh].concat() } else { [fresh, old].concat() }
+                if self.rng.random_bool(0.5) {
+                    [old, fresh].concat()
+                } else {
+                    [fresh, old].concat()
+                }
             }
             (4, _) => Vec::new(),
             (5, _) => {
@@ -253,8 +253,7 @@ impl Explorer {
         let lines = self.files.entry(self.open.clone()).or_default();
         let last = last.min(lines.len().saturating_sub(1));
         let before: Vec<String> = lines.splice(first..=last, body.iter().cloned()).collect();
-        self.last_edit =
-            if body.is_empty() { None } else { Some((first, before, body.len())) };
+        self.last_edit = if body.is_empty() { None } else { Some((first, before, body.len())) };
         let mut text = format!("edit {}:{} <<'EOF'\n", first + 1, last + 1);
         for line in &body {
             text.push_str(line);
@@ -287,9 +286,8 @@ fn visible_names(lines: &[String], line: usize) -> Vec<String> {
         .rev()
         .find(|i| lines[*i].starts_with("def "))
         .unwrap_or(0);
-    let end = (start + 1..lines.len())
-        .find(|i| !lines[*i].starts_with("    "))
-        .unwrap_or(lines.len());
+    let end =
+        (start + 1..lines.len()).find(|i| !lines[*i].starts_with("    ")).unwrap_or(lines.len());
     let text = lines[start..end].join("\n");
     // The function's own name is visible, but no value.
     let names: BTreeSet<&str> =
@@ -413,7 +411,7 @@ impl Sampler for ExplorerSampler {
 
 #[cfg(test)]
 mod tests {
-    use super::{pieces, perturb};
+    use super::{perturb, pieces};
     use patchwright_core::stream;
     use proptest::prelude::*;
 

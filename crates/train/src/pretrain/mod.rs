@@ -18,7 +18,7 @@ use patchwright_agent::{AgentConfig, Profile, Renderer, Tokenizer};
 use patchwright_algo::schedule::{Schedule, learning_rate};
 use patchwright_algo::supervised::CrossEntropy;
 use patchwright_core::{
-    AdamParams, SandboxError, SandboxProvider, SamplingParams, TaskError, Trainer, TrainerError,
+    AdamParams, SamplingParams, SandboxError, SandboxProvider, TaskError, Trainer, TrainerError,
     TrainingSample, stream,
 };
 use patchwright_engine::{Engine, EngineOptions, ModelConfig, ModelType};
@@ -209,8 +209,7 @@ pub fn pretrain(
         doc: id("<|doc|>")?,
     };
 
-    let explorer =
-        ExplorerSampler::new(Arc::clone(&tokenizer), frame.end, config.explorer.clone());
+    let explorer = ExplorerSampler::new(Arc::clone(&tokenizer), frame.end, config.explorer.clone());
     let samples = gather(config, provider, &renderer, &explorer, frame, progress)?;
     let model = config.model(tokenizer::vocabulary().len());
     let mut trainer = Engine::new(model, config.seed, EngineOptions::default())?.trainer;
@@ -246,8 +245,7 @@ fn gather(
         let done = ended.fetch_add(1, Ordering::Relaxed) + 1;
         progress(Progress::Sessions(done, config.num_sessions));
     };
-    let mut samples =
-        corpus::sessions(config, &tasks, renderer, explorer, provider, &tell)?;
+    let mut samples = corpus::sessions(config, &tasks, renderer, explorer, provider, &tell)?;
     let sources: Vec<_> = (0..config.num_source_repositories as u64)
         .map(|n| generated::repository(seed, n))
         .collect();

@@ -11,21 +11,58 @@ use patchwright_tasks::generated::{LANGUAGE, WORDS};
 use serde_json::{Value, json};
 
 /// Special tokens, in the order of their ids from 0.
-pub const SPECIAL_TOKENS: [&str; 5] = ["<|unk|>", "<|user|>", "<|assistant|>", "<|end|>", "<|doc|>"];
+pub const SPECIAL_TOKENS: [&str; 5] =
+    ["<|unk|>", "<|user|>", "<|assistant|>", "<|end|>", "<|doc|>"];
 
 /// Words of commands, observations and issues.
 const COMMAND_WORDS: [&str; 23] = [
-    "open", "edit", "submit", "create", "goto", "scroll_up", "scroll_down", "search_file",
-    "search_dir", "find_file", "replace", "python3", "print", "returned", "expected", "raised",
-    "deleted", "Error", "line", "File", "file", "Traceback", "module",
+    "open",
+    "edit",
+    "submit",
+    "create",
+    "goto",
+    "scroll_up",
+    "scroll_down",
+    "search_file",
+    "search_dir",
+    "find_file",
+    "replace",
+    "python3",
+    "print",
+    "returned",
+    "expected",
+    "raised",
+    "deleted",
+    "Error",
+    "line",
+    "File",
+    "file",
+    "Traceback",
+    "module",
 ];
 
 const PUNCTUATION: &str = "()[]{},:=+-*/%<>.#!\"'`@&|^~;\\?$_";
 
 /// Tokens of several characters that are not words.
 const COMPOUNDS: [&str; 18] = [
-    "==", "!=", "<=", ">=", "+=", "-=", "*=", "//", "**", "->", "[::-1]", ".py", "\n", "\nEOF",
-    "<<'EOF'\n", "<<'EOF'", "'EOF'", "EOF",
+    "==",
+    "!=",
+    "<=",
+    ">=",
+    "+=",
+    "-=",
+    "*=",
+    "//",
+    "**",
+    "->",
+    "[::-1]",
+    ".py",
+    "\n",
+    "\nEOF",
+    "<<'EOF'\n",
+    "<<'EOF'",
+    "'EOF'",
+    "EOF",
 ];
 
 /// How text is cut into pieces: heredoc marks, line breaks (unless a label follows), labels,
