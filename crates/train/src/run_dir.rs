@@ -83,6 +83,12 @@ impl RunDir {
         let saved: SavedRecipe = serde_json::from_str(&text)
             .map_err(|error| TrainError::setup(file.display().to_string(), error.to_string()))?;
         saved.recipe.check()?;
+        if !path.join("journal.jsonl").exists() {
+            return Err(TrainError::setup(
+                path.display().to_string(),
+                "the run was stopped before it began: start it anew with --out",
+            ));
+        }
         Ok((Self::lock(path)?, saved.recipe))
     }
 

@@ -194,6 +194,9 @@ fn one_process_works_on_a_run() {
     let dir = tempfile::tempdir().unwrap();
     let _held = RunDir::create(dir.path(), &small_recipe(&[])).unwrap();
     let error = RunDir::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("stopped before it began"), "{error}");
+    fs::write(dir.path().join("journal.jsonl"), "").unwrap();
+    let error = RunDir::open(dir.path()).unwrap_err().to_string();
     assert!(error.contains("another process"), "{error}");
 }
 
