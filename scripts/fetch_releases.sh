@@ -38,7 +38,7 @@ done
 # What the tests import besides the packages themselves.
 if [ ! -d "$dir/site-packages" ]; then
   rm -rf "$dir/site-packages.part"
-  python3 -m pip install --quiet --disable-pip-version-check --no-compile \
+  python3 -m pip install --quiet --disable-pip-version-check \
     --target "$dir/site-packages.part" pytest hypothesis python-dateutil pytz
   mv "$dir/site-packages.part" "$dir/site-packages"
 fi

@@ -90,7 +90,8 @@ def run_tests(root, tests, site_packages):
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
         if not results.exists():
             sys.exit(f"pytest did not run in {root}:\n{done.stdout}{done.stderr}")
-        return set(json.loads(results.read_text()))
+        # A test whose id names the directory it ran in is another test everywhere else.
+        return {test for test in json.loads(results.read_text()) if str(root) not in test}
 
 
 def task(root, package, buggy, fixed, tests):

@@ -287,3 +287,24 @@ impl Agent<'_> {
         say(&self.renderer.profile().texts.turn_too_long, &[("num_tokens_max", num_tokens.into())])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::AgentConfig;
+
+    #[test]
+    fn a_config_is_data_and_unknown_keys_are_refused() {
+        let config: AgentConfig =
+            toml::from_str("max_turns = 3\nparams = {temperature = 0.5}").unwrap();
+        assert_eq!((config.max_turns, config.workdir.as_str()), (3, "/testbed"));
+        assert_eq!(
+            toml::from_str::<AgentConfig>(&toml::to_string(&config).unwrap()).unwrap(),
+            config
+        );
+        for wrong in ["max_turn = 3", "params = {top_k = 5}"] {
+            assert!(
+                toml::from_str::<AgentConfig>(wrong).unwrap_err().to_string().contains("unknown")
+            );
+        }
+    }
+}

@@ -4,7 +4,7 @@
 //! filter ([`filter`]), and the hidden tests, which are written on top and win. A test whose
 //! result is missing has failed, whatever the reason: an import error, a crash, `os._exit(0)`, a
 //! skip, no such test. Results come over a channel that what the tests print does not reach
-//! ([`channel`]).
+//! (module `channel`).
 //!
 //! What goes wrong because of the patch is a grade (unsolved); [`GradeError`] is for the
 //! infrastructure and for rows that cannot be graded, and never becomes a reward.
@@ -48,7 +48,7 @@ pub struct GraderOptions {
 impl Default for GraderOptions {
     fn default() -> Self {
         Self {
-            timeout: Duration::from_secs(60),
+            timeout: Duration::from_mins(1),
             limits: SandboxLimits::default(),
             workdir: "/testbed".to_owned(),
             detail_chars: 2_000,

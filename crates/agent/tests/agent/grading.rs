@@ -221,6 +221,8 @@ fn fixtures_subtests_and_unusual_outcomes() {
     }
 }
 
+type Spoil<'a> = &'a dyn Fn(&mut TaskInstance);
+
 #[test]
 fn rows_that_cannot_be_graded_say_which_field() {
     let (good, repo) = task();
@@ -234,7 +236,6 @@ fn rows_that_cannot_be_graded_say_which_field() {
     let stale = |task: &mut TaskInstance| {
         task.test_patch = patch::render(&[change("none.py", Some("a\n"), Some("b\n"))]);
     };
-    type Spoil<'a> = &'a dyn Fn(&mut TaskInstance);
     let cases: [(Spoil, &str); 5] = [
         (&no_parser, "log_parser"),
         (&command, "test_cmd"),

@@ -64,6 +64,8 @@ fn a_compact_rollout_from_prompt_to_patch() {
 
 #[test]
 fn a_full_rollout_reasons_around_one_fenced_command() {
+    use TurnOutcome::{Executed, FormatError, Submitted};
+
     let replies = [
         "I look first.\n```command\nopen sums.py\n```",
         "No command here.",
@@ -76,7 +78,6 @@ fn a_full_rollout_reasons_around_one_fenced_command() {
     let run = run(Profile::full(), &config(), &replies);
     assert_eq!(run.status, RolloutStatus::Submitted);
     assert!(run.patch.contains("+    result = 0\n"), "{}", run.patch);
-    use TurnOutcome::{Executed, FormatError, Submitted};
     let expected = [Executed, FormatError, FormatError, FormatError, Executed, Executed, Submitted];
     assert_eq!(outcomes(&run), expected);
     let seen: Vec<&str> =
@@ -212,7 +213,7 @@ fn an_engine_that_fails_or_breaks_its_contract_is_an_engine_failure() {
     let answers: [(Answer, &str); 5] = [
         (|| Err(SamplerError::Engine("out of memory".to_owned())), "out of memory"),
         (|| Ok(completion(&[], FinishReason::Length)), "0 tokens"),
-        (|| Ok(completion(&[9; 5000], FinishReason::Length)), "5000 tokens"),
+        (|| Ok(completion(&vec![9; 5000], FinishReason::Length)), "5000 tokens"),
         (|| Ok(completion(&[9], FinishReason::Stop)), "finish reason"),
         (
             || Ok(Completion { logprobs: vec![], ..completion(&[9], FinishReason::Length) }),

@@ -8,10 +8,10 @@ use patchwright_agent::{
     AgentConfig, AgentRun, Grader, GraderOptions, Profile, run_agent, sandbox_spec,
 };
 use patchwright_core::{
-    Patch, RepoSource, RolloutStatus, SandboxLimits, SandboxProvider, TaskInstance,
+    Patch, RepoSource, RolloutStatus, SandboxLimits, SandboxProvider, TaskInstance, patch,
 };
 
-use crate::common::{WORKDIR, provider, renderer, scripted};
+use crate::common::{WORKDIR, change, provider, renderer, scripted};
 
 #[test]
 fn releases_are_solved_by_the_fix_and_by_nothing_else() {
@@ -32,13 +32,41 @@ fn releases_are_solved_by_the_fix_and_by_nothing_else() {
         check(task, "the fix", &fix, true);
         check(task, "nothing", &[fenced("submit")], false);
         check(task, "tests only", &tests_only, false);
+        configuration_of_pytest_does_not_count(task);
     }
+}
+
+/// Files with which an agent could make pytest say what it likes; and with the fix, an honest
+/// agent's own, which cost it nothing.
+fn configuration_of_pytest_does_not_count(task: &TaskInstance) {
+    let all_pass = "import pytest\n\n@pytest.hookimpl(hookwrapper=True)\n\
+                    def pytest_runtest_makereport(item, call):\n    outcome = yield\n    \
+                    report = outcome.get_result()\n    report.outcome = 'passed'\n";
+    let cheats = patch::render(&[
+        change("conftest.py", None, Some(all_pass)),
+        change("tests/conftest.py", None, Some(all_pass)),
+        change("pytest.ini", None, Some("[pytest]\naddopts = -p all_pass\n")),
+        change("all_pass.py", None, Some(all_pass)),
+        change("x.egg-info/entry_points.txt", None, Some("[pytest11]\nx = all_pass\n")),
+        change("x.egg-info/PKG-INFO", None, Some("Name: x\nVersion: 1\n")),
+        change("pytest.py", None, Some("import os; os._exit(0)\n")),
+        change("sitecustomize.py", None, Some("import os; os._exit(0)\n")),
+    ]);
+    let options = GraderOptions { timeout: Duration::from_mins(2), ..GraderOptions::default() };
+    let grader = Grader::new(provider(), options);
+    let repo = RepoSource::Directory(Path::new(&task.repo).to_owned());
+    let cheated = grader.grade(task, &repo, &cheats).unwrap();
+    assert_eq!(cheated.dropped.len(), 3, "{:?}", cheated.dropped);
+    assert!(task.fail_to_pass.iter().all(|id| !cheated.results[id]), "{cheated:?}");
+    let own = patch::render(&[change("conftest.py", None, Some("raise SystemExit\n"))]);
+    let honest = grader.grade(task, &repo, &format!("{}{own}", task.patch)).unwrap();
+    assert!(honest.solved, "{honest:?}");
 }
 
 fn check(task: &TaskInstance, what: &str, replies: &[String], solved: bool) {
     let run = work(task, replies);
     assert_eq!(run.status, RolloutStatus::Submitted, "{}: {:?}", task.instance_id, run);
-    let options = GraderOptions { timeout: Duration::from_secs(120), ..GraderOptions::default() };
+    let options = GraderOptions { timeout: Duration::from_mins(2), ..GraderOptions::default() };
     let repo = RepoSource::Directory(Path::new(&task.repo).to_owned());
     let start = std::time::Instant::now();
     let grade = Grader::new(provider(), options).grade(task, &repo, &run.patch).unwrap();
@@ -96,7 +124,7 @@ fn changes_as_edits(task: &TaskInstance, patch: &str) -> Vec<String> {
         let tail =
             old.iter().rev().zip(new.iter().rev()).take(rest).take_while(|(a, b)| a == b).count();
         let body: String =
-            new[head..new.len() - tail].iter().map(|line| format!("{line}\n")).collect();
+            new[head..new.len() - tail].iter().flat_map(|line| [*line, "\n"]).collect();
         let (path, last) = (&change.path, old.len() - tail);
         fenced(&format!(
             "edit --file {path} {}:{last} <<'END_OF_EDIT'\n{body}END_OF_EDIT",

@@ -91,9 +91,14 @@ fn edits_change_what_they_say_and_nothing_else() {
     assert_eq!(session.file("one.txt"), "");
 }
 
+fn numbered(word: &str, numbers: std::ops::RangeInclusive<usize>) -> String {
+    let lines: Vec<String> = numbers.map(|n| format!("{word} {n}")).collect();
+    lines.join("\n") + "\n"
+}
+
 #[test]
 fn the_window_moves_over_the_file() {
-    let text: String = (1..=250).map(|n| format!("line {n}\n")).collect();
+    let text = numbered("line", 1..=250);
     let mut session = Session::new(Profile::full(), &files(&[("long.txt", &text)]));
     let ends = |seen: &str| {
         let lines: Vec<&str> = seen.lines().collect();
@@ -148,7 +153,7 @@ fn replace_wants_one_place_unless_told_otherwise() {
 
 #[test]
 fn searches_are_sorted_and_bounded() {
-    let many: String = (0..150).map(|n| format!("needle {n}\n")).collect();
+    let many = numbered("needle", 0..=149);
     let repo = files(&[
         ("b/x.py", "needle\n"),
         ("a/y.py", "hay\nneedle(\"a\")\n"),
