@@ -66,11 +66,21 @@ impl EmbeddedSampler {
         let (commands, receiver) = channel();
         let stats = Arc::new(Counters::default());
         let model = Arc::clone(&weights.model);
-        let scheduler = Scheduler::new(weights, version, options, Arc::clone(&stats), receiver)?;
+        let scheduler = Scheduler::new(weights, version, options, Arc::clone(&stats), receiver);
+        let start = |e: &dyn std::fmt::Display| {
+            SamplerError::Engine(format!("cannot start the sampling threads: {e}"))
+        };
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.num_threads)
+            .thread_name(|i| format!("sampler-{i}"))
+            .build()
+            .map_err(|e| start(&e))?;
+        // The scheduler is one of the pool's threads: a share of a step that no other thread has
+        // begun, because the machine is busy, it computes itself.
         let thread = std::thread::Builder::new()
             .name("sampler".to_owned())
-            .spawn(move || scheduler.run())
-            .map_err(|e| SamplerError::Engine(format!("cannot start the sampling thread: {e}")))?;
+            .spawn(move || pool.install(|| scheduler.run()))
+            .map_err(|e| start(&e))?;
         Ok(Arc::new(Self {
             model,
             max_pages: options.max_cached_tokens / PAGE,

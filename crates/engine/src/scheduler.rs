@@ -20,6 +20,9 @@ use crate::weights::Weights;
 /// this many tokens.
 const WORTH_WAITING_TOKENS: usize = 8;
 
+/// Least number of tokens that are worth another thread.
+const MIN_SHARD_TOKENS: usize = 4;
+
 /// Caches of ended sessions that are kept for siblings to come.
 const MAX_ENDED_SESSIONS: usize = 64;
 
@@ -76,6 +79,41 @@ struct Shard<'a> {
     runs: Vec<&'a mut Run>,
 }
 
+impl<'a> Shard<'a> {
+    fn push(&mut self, index: usize, run: &'a mut Run) {
+        self.num_tokens += run.count;
+        self.indices.push(index);
+        self.runs.push(run);
+    }
+}
+
+/// Shares runs out in about equal numbers of tokens. Chunks of contexts go to whoever has least;
+/// single tokens follow in the order of their first page, so that siblings, which share pages, are
+/// computed next to each other while the pages are in cache.
+fn share_out(runs: Vec<(usize, &mut Run)>, num_shards: usize) -> Vec<Shard<'_>> {
+    let total: usize = runs.iter().map(|(_, run)| run.count).sum();
+    // A thread is not woken for less than this.
+    let num_shards = num_shards.min(total.div_ceil(MIN_SHARD_TOKENS)).max(1);
+    let mut shards: Vec<Shard> = (0..num_shards).map(|_| Shard::default()).collect();
+    let (mut chunks, mut singles): (Vec<_>, Vec<_>) =
+        runs.into_iter().partition(|(_, run)| run.count > 1);
+    chunks.sort_by_key(|(index, run)| (std::cmp::Reverse(run.count), *index));
+    for (index, run) in chunks {
+        if let Some(shard) = shards.iter_mut().min_by_key(|shard| shard.num_tokens) {
+            shard.push(index, run);
+        }
+    }
+    singles.sort_by_key(|(index, run)| (run.cache.pages.first().map(Arc::as_ptr), *index));
+    let mut current = 0;
+    for (index, run) in singles {
+        while current + 1 < num_shards && shards[current].num_tokens >= total.div_ceil(num_shards) {
+            current += 1;
+        }
+        shards[current].push(index, run);
+    }
+    shards
+}
+
 pub(crate) struct Scheduler {
     weights: Arc<Weights>,
     version: PolicyVersion,
@@ -83,7 +121,6 @@ pub(crate) struct Scheduler {
     allocator: PageAllocator,
     max_pages: usize,
     max_step_tokens: usize,
-    pool: rayon::ThreadPool,
     workspaces: Vec<DecodeWorkspace>,
     stats: Arc<Counters>,
     waiting: VecDeque<Waiting>,
@@ -102,22 +139,15 @@ impl Scheduler {
         options: &EngineOptions,
         stats: Arc<Counters>,
         receiver: Receiver<Command>,
-    ) -> Result<Self, SamplerError> {
-        // The scheduler's own thread works too.
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads((options.num_threads - 1).max(1))
-            .thread_name(|i| format!("sampler-{i}"))
-            .build()
-            .map_err(|e| SamplerError::Engine(format!("cannot start sampling threads: {e}")))?;
+    ) -> Self {
         let workspaces = (0..options.num_threads).map(|_| DecodeWorkspace::default()).collect();
-        Ok(Self {
+        Self {
             allocator: PageAllocator::new(PageShape::new(&weights.model.config)),
             weights,
             version,
             receiver,
             max_pages: options.max_cached_tokens / PAGE,
             max_step_tokens: options.max_batch_tokens,
-            pool,
             workspaces,
             stats,
             waiting: VecDeque::new(),
@@ -126,10 +156,10 @@ impl Scheduler {
             publications: VecDeque::new(),
             clock: 0,
             stopping: false,
-        })
+        }
     }
 
-    /// Serves until told to stop, or until nobody can ask any more. Requests that are not finished
+    /// Serves, on a thread of a rayon pool, until told to stop, or until nobody can ask any more. Requests that are not finished
     /// by then are dropped, which their callers see as an ended sampler.
     pub(crate) fn run(mut self) {
         loop {
@@ -337,22 +367,14 @@ impl Scheduler {
     /// Shares the step's runs out to the threads by their number of tokens. Which thread computes
     /// what has no influence on any result.
     fn compute(&mut self) -> Vec<(usize, Drawn)> {
-        let mut runs: Vec<(usize, &mut Run)> = self
+        let runs: Vec<(usize, &mut Run)> = self
             .active
             .iter_mut()
             .map(|a| &mut a.run)
             .enumerate()
             .filter(|(_, run)| run.count > 0)
             .collect();
-        runs.sort_by_key(|(index, run)| (std::cmp::Reverse(run.count), *index));
-        let mut shards: Vec<Shard> = self.workspaces.iter().map(|_| Shard::default()).collect();
-        for (index, run) in runs {
-            if let Some(shard) = shards.iter_mut().min_by_key(|shard| shard.num_tokens) {
-                shard.num_tokens += run.count;
-                shard.indices.push(index);
-                shard.runs.push(run);
-            }
-        }
+        let mut shards = share_out(runs, self.workspaces.len());
         let weights = &*self.weights;
         let mut results: Vec<Vec<Option<Drawn>>> = shards.iter().map(|_| Vec::new()).collect();
         let mut jobs: Vec<_> =
@@ -364,7 +386,7 @@ impl Scheduler {
                 *result = workspace.step(weights, &mut shard.runs);
             }
         };
-        self.pool.in_place_scope(|scope| {
+        rayon::scope(|scope| {
             for job in jobs {
                 scope.spawn(move |_| work(job));
             }
