@@ -88,10 +88,8 @@ pub fn restated(rng: &mut ChaCha8Rng, comment: &str, line: &str) -> Option<Strin
             (format!("{target} = "), value)
         }
     };
-    let words: Vec<&str> = value
-        .split(|c: char| !c.is_ascii_alphanumeric())
-        .filter(|word| !word.is_empty())
-        .collect();
+    let words: Vec<&str> =
+        value.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
     let after = |word: &str| words.iter().position(|w| *w == word).and_then(|i| words.get(i + 1));
     let first_name = words.iter().find(|word| WORDS.contains(word));
     let cur = after("in").or(first_name)?;

@@ -10,9 +10,10 @@ use patchwright_core::{
 };
 use patchwright_tasks::validate::EmbeddedRepo;
 use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 
 use super::explorer::ExplorerSampler;
-use super::{LossWeights, PretrainConfig, PretrainError, documents};
+use super::{PretrainConfig, PretrainError, documents};
 
 /// Runs `config.num_sessions` explorer sessions over `tasks`, on all cores. The result is in the
 /// order of the sessions' numbers, whichever ends first.
@@ -90,27 +91,46 @@ fn session(
     Ok(sample)
 }
 
-/// Source text and re-shown listings of `repos`, as many as `config` says.
-pub fn texts(
-    config: &PretrainConfig,
-    repos: &[EmbeddedRepo],
-    renderer: &Renderer,
-    frame: documents::Frame,
-) -> Vec<TrainingSample> {
-    let weights: &LossWeights = &config.weights;
-    let tokenizer = renderer.tokenizer();
-    let mut out = Vec::with_capacity(config.num_sources + config.num_reshown);
-    for n in 0..config.num_sources + config.num_reshown {
-        let mut rng = stream(config.seed, &["text", &n.to_string()]);
-        let repo = &repos[rng.random_range(0..repos.len())];
-        let Some(text) = documents::random_module(&repo.files, &mut rng) else {
-            continue;
-        };
-        out.push(if n < config.num_sources {
-            documents::source(tokenizer, frame, text, weights)
-        } else {
-            documents::reshow(tokenizer, frame, text, weights, &mut rng)
-        });
+/// Documents made of the sources of `repos`.
+pub struct Texts<'a> {
+    /// Seed and weights.
+    pub config: &'a PretrainConfig,
+    /// Where the sources are from; not empty.
+    pub repos: &'a [EmbeddedRepo],
+    /// Turns text into tokens.
+    pub renderer: &'a Renderer,
+    /// The framing tokens.
+    pub frame: documents::Frame,
+}
+
+impl Texts<'_> {
+    /// Plain source text, `config.num_sources` times.
+    pub fn sources(&self) -> Vec<TrainingSample> {
+        let tokenizer = self.renderer.tokenizer();
+        self.documents("source", self.config.num_sources, |text, _| {
+            documents::source(tokenizer, self.frame, text, &self.config.weights)
+        })
     }
-    out
+
+    /// Listings of which lines are shown again; `name` tells one lot from another.
+    pub fn reshown(&self, name: &str, count: usize) -> Vec<TrainingSample> {
+        let tokenizer = self.renderer.tokenizer();
+        self.documents(name, count, |text, rng| {
+            documents::reshow(tokenizer, self.frame, text, &self.config.weights, rng)
+        })
+    }
+
+    fn documents(
+        &self,
+        name: &str,
+        count: usize,
+        make: impl Fn(&str, &mut ChaCha8Rng) -> TrainingSample,
+    ) -> Vec<TrainingSample> {
+        let document = |n: usize| {
+            let mut rng = stream(self.config.seed, &["text", name, &n.to_string()]);
+            let repo = &self.repos[rng.random_range(0..self.repos.len())];
+            Some(make(documents::random_module(&repo.files, &mut rng)?, &mut rng))
+        };
+        (0..count).filter_map(document).collect()
+    }
 }

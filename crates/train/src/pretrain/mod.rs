@@ -58,7 +58,9 @@ pub struct PretrainConfig {
     pub max_turns: usize,
     /// Documents of plain source text.
     pub num_sources: usize,
-    /// Documents that re-show lines of a listing.
+    /// Documents of the warm-up, which re-show lines of a listing.
+    pub num_warm_up: usize,
+    /// Documents of the same kind in the mix that follows.
     pub num_reshown: usize,
     /// Passes over the corpus.
     pub epochs: usize,
@@ -90,12 +92,13 @@ impl Default for PretrainConfig {
             max_context: 1024,
             num_repositories: 4000,
             num_source_repositories: 20_000,
-            num_sessions: 20_000,
+            num_sessions: 26_000,
             max_turns: 12,
-            num_sources: 16_000,
-            num_reshown: 10_000,
+            num_sources: 8_000,
+            num_warm_up: 9_000,
+            num_reshown: 4_000,
             epochs: 1,
-            batch_tokens: 4096,
+            batch_tokens: 1024,
             lr: 2e-3,
             warmup_steps: 50,
             weight_decay: 0.05,
@@ -210,10 +213,10 @@ pub fn pretrain(
     };
 
     let explorer = ExplorerSampler::new(Arc::clone(&tokenizer), frame.end, config.explorer.clone());
-    let samples = gather(config, provider, &renderer, &explorer, frame, progress)?;
+    let corpus = gather(config, provider, &renderer, &explorer, frame, progress)?;
     let model = config.model(tokenizer::vocabulary().len());
     let mut trainer = Engine::new(model, config.seed, EngineOptions::default())?.trainer;
-    train(config, samples, &mut trainer, progress)?;
+    train(config, &corpus, &mut trainer, progress)?;
     trainer.reset_optimizer();
     trainer.attach_file("tokenizer.json", json)?;
     let record = serde_json::to_vec_pretty(config).map_err(|e| setup(&e))?;
@@ -229,7 +232,7 @@ fn gather(
     explorer: &ExplorerSampler,
     frame: Frame,
     progress: &(dyn Fn(Progress) + Sync),
-) -> Result<Vec<TrainingSample>, PretrainError> {
+) -> Result<Corpus, PretrainError> {
     let seed = generated::stream_seed(config.seed, TRAIN_STREAM);
     let repos: Vec<_> =
         (0..config.num_repositories as u64).map(|n| generated::repository(seed, n)).collect();
@@ -245,25 +248,37 @@ fn gather(
         let done = ended.fetch_add(1, Ordering::Relaxed) + 1;
         progress(Progress::Sessions(done, config.num_sessions));
     };
-    let mut samples = corpus::sessions(config, &tasks, renderer, explorer, provider, &tell)?;
+    let mut mix = corpus::sessions(config, &tasks, renderer, explorer, provider, &tell)?;
     let sources: Vec<_> = (0..config.num_source_repositories as u64)
         .map(|n| generated::repository(seed, n))
         .collect();
-    samples.extend(corpus::texts(config, &sources, renderer, frame));
-    samples.retain(|sample| sample.tokens.len() <= config.max_context);
-    Ok(samples)
+    let texts = corpus::Texts { config, repos: &sources, renderer, frame };
+    mix.extend(texts.sources());
+    mix.extend(texts.reshown("mix", config.num_reshown));
+    let mut warm_up = texts.reshown("warm-up", config.num_warm_up);
+    for samples in [&mut mix, &mut warm_up] {
+        samples.retain(|sample| sample.tokens.len() <= config.max_context);
+    }
+    Ok(Corpus { warm_up, mix })
+}
+
+/// What is learned from, first one part, then the other.
+struct Corpus {
+    warm_up: Vec<TrainingSample>,
+    mix: Vec<TrainingSample>,
 }
 
 fn train(
     config: &PretrainConfig,
-    samples: Vec<TrainingSample>,
+    corpus: &Corpus,
     trainer: &mut dyn Trainer,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(), PretrainError> {
     let mut batches = Vec::new();
     for epoch in 0..config.epochs {
         let mut rng = stream(config.seed, &["order", &epoch.to_string()]);
-        batches.extend(schedule::batches(samples.clone(), config.batch_tokens, &mut rng));
+        let (warm_up, mix) = (corpus.warm_up.clone(), corpus.mix.clone());
+        batches.extend(schedule::batches(warm_up, mix, config.batch_tokens, &mut rng));
     }
     let num_steps = batches.len();
     let mut num_tokens = 0;
@@ -272,7 +287,7 @@ fn train(
         trainer.optim_step(&AdamParams {
             lr: learning_rate(Schedule::Cosine, config.lr, step, num_steps, config.warmup_steps),
             beta1: 0.9,
-            beta2: 0.98,
+            beta2: 0.95,
             eps: 1e-8,
             weight_decay: config.weight_decay,
             grad_clip: config.grad_clip,
