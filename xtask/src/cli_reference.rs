@@ -10,7 +10,8 @@ pub fn render() -> String {
          Data goes to standard output, progress and errors to standard error. Exit codes: 0 done, \
          1 failed, 2 wrong use, 130 interrupted.\n",
     );
-    let mut program = patchwright_cli::args::Cli::command().term_width(100).disable_help_subcommand(true);
+    let mut program =
+        patchwright_cli::args::Cli::command().term_width(100).disable_help_subcommand(true);
     program.build();
     commands(&program, &mut page);
     page

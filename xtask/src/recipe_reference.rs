@@ -7,7 +7,7 @@ use std::path::Path;
 use syn::{Attribute, Expr, Fields, Item, Lit, Meta, Type};
 
 /// Where the structs and enums of recipes are.
-const SOURCES: [&str; 2] = ["crates/train/src/recipe", "crates/algo/src"];
+const SOURCES: [&str; 3] = ["crates/train/src/recipe", "crates/algo/src", "crates/tasks/src"];
 
 /// A struct or an enum of the sources.
 enum Noun {
@@ -61,7 +61,8 @@ fn render_section(
     let defaults = if list.is_some() { &defaults[0] } else { defaults };
     let heading = if list.is_some() { format!("[[{path}]]") } else { format!("[{path}]") };
     let doc = doc.trim_start_matches(&format!("`{heading}`")).trim_start_matches([':', '.', ' ']);
-    let about = if doc.is_empty() { &section.doc } else { doc };
+    // Several sections may share a struct; what sets them apart is said where they stand.
+    let about = if doc.is_empty() || path.contains('.') { &section.doc } else { doc };
     *page += &format!("\n## `{heading}`\n\n{}\n", sentence(about));
     let (tables, keys): (Vec<&Field>, Vec<&Field>) =
         fields.iter().partition(|field| matches!(nouns.get(&field.ty), Some(Noun::Struct { .. })));

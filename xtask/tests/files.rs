@@ -105,10 +105,13 @@ fn no_path_of_a_machine() {
 #[test]
 fn paths_of_a_machine_are_found() {
     let root = "/srv/checkout";
-    for bad in ["see /home/maria/x", "\"/Users/max/y\"", "at /srv/checkout/a", concat!("/wo", "rk/main")] {
+    for bad in
+        ["see /home/maria/x", "\"/Users/max/y\"", "at /srv/checkout/a", concat!("/wo", "rk/main")]
+    {
         assert_eq!(machine_paths(bad, root).len(), 1, "{bad}");
     }
-    for good in ["/home/agent/x", "/home/u/venv", "target/work/x", "HOME=/home/$USER/x", "a/home/b"] {
+    for good in ["/home/agent/x", "/home/u/venv", "target/work/x", "HOME=/home/$USER/x", "a/home/b"]
+    {
         assert!(machine_paths(good, root).is_empty(), "{good}");
     }
 }

@@ -3,7 +3,7 @@
 mod doctor;
 mod eval;
 mod policy;
-
+mod pretrain;
 mod report;
 mod rollout;
 mod sandbox;
@@ -21,9 +21,8 @@ use crate::output;
 /// Does what was asked. An exit code other than 0 is a command's own, such as the sandbox's.
 pub fn run(command: Command) -> Result<ExitCode, CliError> {
     match command {
-        Command::Pretrain(_) => Ok(ExitCode::FAILURE),
+        Command::Pretrain(args) => pretrain::run(&args),
         Command::Train(args) => train::run(&args),
-
         Command::Eval(args) => eval::run(&args),
         Command::Rollout(args) => rollout::run(&args),
         Command::Tasks(TasksCommand::Generate(args)) => tasks::generate(&args),

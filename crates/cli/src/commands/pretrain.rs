@@ -78,7 +78,8 @@ fn config(args: &PretrainArgs) -> Result<PretrainConfig, CliError> {
 }
 
 fn overridden(config: &PretrainConfig, text: &str) -> Result<PretrainConfig, CliError> {
-    let refused = |reason: &dyn std::fmt::Display| CliError::usage(format!("--set {text}: {reason}"));
+    let refused =
+        |reason: &dyn std::fmt::Display| CliError::usage(format!("--set {text}: {reason}"));
     let Some((key, value)) = text.split_once('=') else {
         return Err(refused(&"expected key=value, such as num_sessions=100"));
     };
@@ -89,9 +90,7 @@ fn overridden(config: &PretrainConfig, text: &str) -> Result<PretrainConfig, Cli
     let mut document = toml::Value::try_from(config).map_err(|error| refused(&error))?;
     let mut node = &mut document;
     for part in key.trim().split('.') {
-        node = node
-            .get_mut(part)
-            .ok_or_else(|| refused(&format!("unknown key {}", key.trim())))?;
+        node = node.get_mut(part).ok_or_else(|| refused(&format!("unknown key {}", key.trim())))?;
     }
     *node = value["value"].clone();
     document.try_into().map_err(|error: toml::de::Error| refused(&error.message()))
