@@ -78,7 +78,7 @@ pub struct ForwardBackward {
     pub num_clipped: usize,
 }
 
-/// AdamW with decoupled decay (Loshchilov & Hutter, arXiv 1711.05101).
+/// `AdamW` with decoupled decay (Loshchilov & Hutter, arXiv 1711.05101).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AdamParams {
     /// Learning rate of this step, after any schedule.

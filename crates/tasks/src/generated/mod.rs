@@ -35,6 +35,8 @@ pub fn stream_seed(seed: u64, name: &str) -> u64 {
     derive_seed(seed, &["generated", name])
 }
 
+/// The share of functions of two steps; the others have three.
+const SHORT_SHARE: f64 = 0.7;
 /// The share of modules' functions that call an earlier one.
 const CALL_SHARE: f64 = 0.15;
 /// Hidden-test calls for each function.
@@ -120,7 +122,7 @@ impl Builder {
     }
 
     fn module(&mut self, module: &str) -> String {
-        let num_functions = [1, 1, 2, 2, 3][self.rng.random_range(0..5)];
+        let num_functions = [1, 1, 2, 2][self.rng.random_range(0..4)];
         let mut imports = BTreeSet::new();
         let mut body = String::new();
         for n in 0..num_functions {
@@ -194,7 +196,7 @@ impl Builder {
         params: &[String],
         imports: &mut BTreeSet<String>,
     ) -> Vec<Step> {
-        let num_steps = self.rng.random_range(2..=3);
+        let num_steps = if self.rng.random_bool(SHORT_SHARE) { 2 } else { 3 };
         let mut steps: Vec<Step> = Vec::with_capacity(num_steps);
         let mut kind = input;
         let mut called = false;

@@ -48,15 +48,15 @@ pub struct ExplorerRates {
 impl Default for ExplorerRates {
     fn default() -> Self {
         Self {
-            open_named: 0.95,
-            run_first: 0.05,
-            run_after_edit: 0.25,
+            open_named: 0.97,
+            run_first: 0.02,
+            run_after_edit: 0.15,
             reopen_after_edit: 0.03,
-            edit_again: 0.2,
+            edit_again: 0.15,
             undo: 0.3,
             same_line: 0.4,
-            edit_named: 0.9,
-            edit_weights: [0.4, 0.1, 0.04, 0.05, 0.03, 0.38],
+            edit_named: 0.95,
+            edit_weights: [0.36, 0.08, 0.02, 0.03, 0.02, 0.49],
         }
     }
 }

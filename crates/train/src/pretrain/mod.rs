@@ -62,7 +62,7 @@ pub struct PretrainConfig {
     pub num_warm_up: usize,
     /// Documents of the same kind in the mix that follows.
     pub num_reshown: usize,
-    /// Passes over the corpus.
+    /// Passes over the mix; the warm-up is seen once.
     pub epochs: usize,
     /// Tokens of an optimizer step.
     pub batch_tokens: usize,
@@ -91,13 +91,13 @@ impl Default for PretrainConfig {
             intermediate_size: 384,
             max_context: 1024,
             num_repositories: 4000,
-            num_source_repositories: 20_000,
-            num_sessions: 26_000,
+            num_source_repositories: 12_000,
+            num_sessions: 24_000,
             max_turns: 12,
-            num_sources: 8_000,
+            num_sources: 6_000,
             num_warm_up: 9_000,
-            num_reshown: 4_000,
-            epochs: 1,
+            num_reshown: 3_000,
+            epochs: 2,
             batch_tokens: 1024,
             lr: 2e-3,
             warmup_steps: 50,
@@ -277,7 +277,8 @@ fn train(
     let mut batches = Vec::new();
     for epoch in 0..config.epochs {
         let mut rng = stream(config.seed, &["order", &epoch.to_string()]);
-        let (warm_up, mix) = (corpus.warm_up.clone(), corpus.mix.clone());
+        let warm_up = if epoch == 0 { corpus.warm_up.clone() } else { Vec::new() };
+        let mix = corpus.mix.clone();
         batches.extend(schedule::batches(warm_up, mix, config.batch_tokens, &mut rng));
     }
     let num_steps = batches.len();
