@@ -160,43 +160,7 @@ impl Recipe {
             &key("advantage_delta"),
             "must be above 0",
         )?;
-        check.that((0.0..1.0).contains(&stage.clip_low), &key("clip_low"), "must be in [0, 1)")?;
-        check.that(
-            stage.clip_high.is_finite() && stage.clip_high >= 0.0,
-            &key("clip_high"),
-            "must be 0 or above",
-        )?;
-        check.positive(stage.batch_size, &key("batch_size"))?;
-        check.positive(stage.epochs, &key("epochs"))?;
-        check.that(
-            (1..=stage.max_optimizer_steps).contains(&stage.min_optimizer_steps),
-            &key("min_optimizer_steps"),
-            "must be between 1 and max_optimizer_steps",
-        )?;
-        check.that(
-            (0.0..=1.0).contains(&stage.pool_max_success_rate),
-            &key("pool_max_success_rate"),
-            "must be between 0 and 1",
-        )?;
-        check.that(
-            stage.max_staleness < stage.iterations,
-            &key("max_staleness"),
-            "must be below iterations",
-        )?;
-        check.that(
-            stage.max_staleness == 0 || stage.num_resample_rounds == 0,
-            &key("num_resample_rounds"),
-            "can only be used with max_staleness = 0",
-        )?;
-        check.adam(
-            &format!("rl.{index}"),
-            stage.lr,
-            stage.weight_decay,
-            stage.beta1,
-            stage.beta2,
-            stage.adam_eps,
-            stage.grad_clip,
-        )
+        check_stage_training(check, index, stage)
     }
 
     fn check_bounds(&self, check: &Check) -> Result<(), RecipeError> {
@@ -230,6 +194,52 @@ impl Recipe {
         )?;
         check.positive(infra.checkpoint_every, "infrastructure.checkpoint_every")
     }
+}
+
+/// The part of a stage that is about learning, pool and staleness.
+fn check_stage_training(
+    check: &Check,
+    index: usize,
+    stage: &RlStageRecipe,
+) -> Result<(), RecipeError> {
+    let key = |field: &str| format!("rl.{index}.{field}");
+    check.that((0.0..1.0).contains(&stage.clip_low), &key("clip_low"), "must be in [0, 1)")?;
+    check.that(
+        stage.clip_high.is_finite() && stage.clip_high >= 0.0,
+        &key("clip_high"),
+        "must be 0 or above",
+    )?;
+    check.positive(stage.batch_size, &key("batch_size"))?;
+    check.positive(stage.epochs, &key("epochs"))?;
+    check.that(
+        (1..=stage.max_optimizer_steps).contains(&stage.min_optimizer_steps),
+        &key("min_optimizer_steps"),
+        "must be between 1 and max_optimizer_steps",
+    )?;
+    check.that(
+        (0.0..=1.0).contains(&stage.pool_max_success_rate),
+        &key("pool_max_success_rate"),
+        "must be between 0 and 1",
+    )?;
+    check.that(
+        stage.max_staleness < stage.iterations,
+        &key("max_staleness"),
+        "must be below iterations",
+    )?;
+    check.that(
+        stage.max_staleness == 0 || stage.num_resample_rounds == 0,
+        &key("num_resample_rounds"),
+        "can only be used with max_staleness = 0",
+    )?;
+    check.adam(
+        &format!("rl.{index}"),
+        stage.lr,
+        stage.weight_decay,
+        stage.beta1,
+        stage.beta2,
+        stage.adam_eps,
+        stage.grad_clip,
+    )
 }
 
 /// The recipe's name, for errors.
