@@ -6,6 +6,10 @@ The repository of a row is the buggy release as it is; `patch` is the difference
 outside the tests, `test_patch` that of the tests. Both sides run the fixed release's tests twice;
 what fails on the buggy side and passes on the fixed side, both times, is FAIL_TO_PASS, and what
 passes on both is PASS_TO_PASS. A test without a result counts as failed.
+
+Beside tasks.jsonl stand three scripts for `patchwright rollout --script`: `fix.json` writes the fixed
+release's sources, `nothing.json` submits at once, `tests-only.json` writes its tests and nothing
+else. Only the first may be graded solved.
 """
 
 import difflib
@@ -143,16 +147,46 @@ def task(root, package, buggy, fixed, tests):
     }
 
 
+def writing(root, old, new, keep):
+    """Turns that write the files that differ between two releases, and submit."""
+    before, after = (tree(root / side, keep) for side in (old, new))
+    turns = []
+    for name, data in after.items():
+        if before.get(name) != data:
+            text = data.decode()
+            text += "" if text.endswith("\n") else "\n"
+            turns.append(f"```command\ncat > {name} <<'END_OF_FILE'\n{text}END_OF_FILE\n```")
+    return [*turns, SUBMIT]
+
+
+SUBMIT = "```command\nsubmit\n```"
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     root = pathlib.Path(sys.argv[1]).resolve()
     rows = []
+    scripts = {"fix": {}, "nothing": {}, "tests-only": {}}
     for pair in sys.stdin.read().splitlines():
-        row = task(root, *pair.split())
+        package, buggy, fixed, tests = pair.split()
+        row = task(root, package, buggy, fixed, tests)
+        old, new = f"{package}-{buggy}", f"{package}-{fixed}"
+
+        def is_test(name):
+            return name.startswith(tests + "/") and name.endswith(".py")
+
+        def is_source(name):
+            return name.endswith(".py") and not name.startswith(tests + "/")
+
+        scripts["fix"][row["instance_id"]] = writing(root, old, new, is_source)
+        scripts["nothing"][row["instance_id"]] = [SUBMIT]
+        scripts["tests-only"][row["instance_id"]] = writing(root, old, new, is_test)
         num_fail, num_pass = len(row["FAIL_TO_PASS"]), len(row["PASS_TO_PASS"])
         print(f"{row['instance_id']}: FAIL_TO_PASS {num_fail}, PASS_TO_PASS {num_pass}")
         rows.append(json.dumps(row) + "\n")
+    for name, script in scripts.items():
+        (root / f"{name}.json").write_text(json.dumps(script))
     part = root / "tasks.jsonl.part"
     part.write_text("".join(rows))
     part.rename(root / "tasks.jsonl")
