@@ -1,5 +1,7 @@
 //! `docs/cli-reference.md`: the help of every command, as the program prints it.
 
+#![expect(clippy::format_push_string, reason = "one page of text")]
+
 use clap::{Command, CommandFactory};
 
 /// The whole page.

@@ -1,6 +1,8 @@
 //! What can be asked of the program. Values are checked here for form only; meaning is checked
 //! where they are used.
 
+#![expect(clippy::doc_markdown, reason = "docstrings of arguments are read in a terminal")]
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -89,7 +91,7 @@ pub struct TrainArgs {
 #[command(after_help = "Examples:\n  \
     patchwright report runs/embedded-0\n  \
     patchwright report runs/embedded-0 --json\n\n\
-    Reads report.json, metrics.jsonl and journal.jsonl; writes report.html beside them.")]
+    Reads the run's journal; an unfinished run gives what there is. Writes report.html into DIR.")]
 pub struct ReportArgs {
     /// The run directory
     #[arg(value_name = "DIR")]

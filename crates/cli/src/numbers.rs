@@ -100,7 +100,7 @@ mod tests {
             assert_eq!(duration(Duration::from_secs_f64(seconds)), text);
         }
         assert_eq!(duration(Duration::from_secs(3599)), "59 min 59 s");
-        assert_eq!(duration(Duration::from_secs(7500)), "2 h 05 min");
+        assert_eq!(duration(Duration::from_mins(125)), "2 h 05 min");
     }
 
     #[test]

@@ -75,19 +75,15 @@ fn roll_out(
     let observer: &dyn Observer = progress.as_ref();
     let tasks = prepare(instances)?;
     let provider = open_provider(&recipe)?;
-    let (environment, policy_version, context_tokens) = match script {
-        Some(script) => {
-            let environment = ScriptedEnvironment::new(&recipe, script, provider)?;
-            let environment: Arc<dyn Environment> = Arc::new(environment);
-            (environment, PolicyVersion(0), MAX_SCRIPT_TOKENS)
-        }
-        None => {
-            let checkpoint = args.checkpoint.clone().unwrap_or_else(|| "base".to_owned());
-            recipe.engine.checkpoint = checkpoint;
-            let world = World::with_tasks(&recipe, provider, TaskSets::default(), observer)?;
-            let version = world.trainer.policy_version();
-            (world.environment, version, recipe.eval.context_tokens)
-        }
+    let (environment, policy_version, context_tokens) = if let Some(script) = script {
+        let environment = ScriptedEnvironment::new(&recipe, script, provider)?;
+        let environment: Arc<dyn Environment> = Arc::new(environment);
+        (environment, PolicyVersion(0), MAX_SCRIPT_TOKENS)
+    } else {
+        recipe.engine.checkpoint = args.checkpoint.clone().unwrap_or_else(|| "base".to_owned());
+        let world = World::with_tasks(&recipe, provider, TaskSets::default(), observer)?;
+        let version = world.trainer.policy_version();
+        (world.environment, version, recipe.eval.context_tokens)
     };
     let spec = BatchSpec {
         stage: STAGE.to_owned(),

@@ -1,5 +1,7 @@
 //! `patchwright tasks`: make and show task sets.
 
+#![expect(clippy::format_push_string, reason = "one page of text")]
+
 use std::process::ExitCode;
 
 use patchwright_core::{TaskError, TaskInstance};

@@ -1,5 +1,7 @@
 //! The sentences of the progress, the same on a terminal and in a log.
 
+#![expect(clippy::format_push_string, reason = "a few short lines a second at most")]
+
 use std::time::Duration;
 
 use patchwright_train::events::RunEvent;

@@ -115,7 +115,8 @@ impl Inner {
             return;
         }
         let due = self.last_status.is_none_or(|last| now.saturating_sub(last) >= wait);
-        if !due && !(begins && matches!(self.show, Show::Live(_))) {
+        let at_once = begins && matches!(self.show, Show::Live(_));
+        if !due && !at_once {
             return;
         }
         self.last_status = Some(now);

@@ -148,13 +148,11 @@ impl Run {
     }
 
     fn stage(&mut self, name: &str) -> &mut Stage {
-        let index = match self.stages.iter().position(|stage| stage.name == name) {
-            Some(index) => index,
-            None => {
-                self.stages.push(Stage { name: name.to_owned(), ..Stage::default() });
-                self.stages.len() - 1
-            }
-        };
+        let known = self.stages.iter().position(|stage| stage.name == name);
+        let index = known.unwrap_or_else(|| {
+            self.stages.push(Stage { name: name.to_owned(), ..Stage::default() });
+            self.stages.len() - 1
+        });
         &mut self.stages[index]
     }
 

@@ -141,21 +141,18 @@ fn seconds(value: f64) -> String {
 fn result_sets(evaluations: &[EvaluationResult]) -> Vec<ResultSet> {
     let mut sets: Vec<ResultSet> = Vec::new();
     for e in evaluations {
-        let set = match sets.iter().position(|set| set.name == e.task_set) {
-            Some(index) => &mut sets[index],
-            None => {
-                sets.push(ResultSet {
-                    name: e.task_set.clone(),
-                    num_tasks: e.num_tasks,
-                    num_runs: e.num_runs,
-                    pass_k: e.pass_k,
-                    rows: Vec::new(),
-                });
-                let last = sets.len() - 1;
-                &mut sets[last]
-            }
-        };
-        set.rows.push(ResultRow {
+        let known = sets.iter().position(|set| set.name == e.task_set);
+        let index = known.unwrap_or_else(|| {
+            sets.push(ResultSet {
+                name: e.task_set.clone(),
+                num_tasks: e.num_tasks,
+                num_runs: e.num_runs,
+                pass_k: e.pass_k,
+                rows: Vec::new(),
+            });
+            sets.len() - 1
+        });
+        sets[index].rows.push(ResultRow {
             policy: e.policy.clone(),
             pass_at_1: mean_sem(e.pass_at_1),
             pass_at_k: percent_fine(e.pass_at_10),
