@@ -50,18 +50,23 @@ pub fn lasting(event: &RunEvent) -> Vec<String> {
 }
 
 fn iteration(m: &IterationMetrics) -> String {
-    let kept = m.funnel.num_groups.saturating_sub(
-        m.funnel.num_groups_all_solved
-            + m.funnel.num_groups_all_failed
-            + m.funnel.num_groups_infrastructure,
-    );
+    let funnel = &m.funnel;
+    // RFT keeps single rollouts, RL whole groups.
+    let kept = if m.stage == "rft" {
+        format!("trained on {} of {}", funnel.num_trained, funnel.num_rollouts)
+    } else {
+        let dropped = funnel.num_groups_all_solved
+            + funnel.num_groups_all_failed
+            + funnel.num_groups_infrastructure;
+        format!("groups {}/{}", funnel.num_groups.saturating_sub(dropped), funnel.num_groups)
+    };
     let mut parts = vec![
         format!("solved {}", percent_fine(m.solve_rate)),
         format!("reward {:.2}", m.reward_mean),
         format!("turns {:.1}", m.num_turns_mean),
         format!("entropy {:.2}", m.entropy),
         format!("grad {}", significant(m.grad_norm)),
-        format!("groups {kept}/{}", m.funnel.num_groups),
+        kept,
     ];
     if m.funnel.num_failed_infrastructure > 0 {
         parts.push(format!("infrastructure failures {}", m.funnel.num_failed_infrastructure));
@@ -100,16 +105,16 @@ pub fn place(current: &Current) -> String {
 }
 
 /// The numbers of the moment.
-pub fn status(state: &RunState, now: Duration) -> String {
-    let Some(current) = &state.current else { return String::new() };
-    let mut parts = match current.training {
-        Some((step, steps)) => vec![format!("training, step {step} of {steps}")],
-        None => rollouts(&current.batch),
-    };
-    if let Some(left) = state.time_left(now) {
-        parts.push(format!("about {} left", about(left)));
+pub fn status(current: &Current) -> String {
+    match current.training {
+        Some((step, steps)) => format!("training, step {step} of {steps}"),
+        None => rollouts(&current.batch).join(", "),
     }
-    parts.join(", ")
+}
+
+/// How much longer the whole run takes, where that can be said.
+pub fn time_left(state: &RunState, now: Duration) -> Option<String> {
+    state.time_left(now).map(|left| format!("about {} left", about(left)))
 }
 
 fn rollouts(batch: &Batch) -> Vec<String> {

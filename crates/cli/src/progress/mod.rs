@@ -99,55 +99,59 @@ impl Inner {
     fn show_status(&mut self, event: &RunEvent, now: Duration) {
         let Some(current) = &self.state.current else {
             if let Show::Live(bar) = &self.show {
-                bar.set_length(0);
-                bar.set_prefix("");
-                bar.set_message("");
+                bar.set_style(style(false));
+                bar.set_message("preparing");
             }
             return;
         };
-        let begins = matches!(event, RunEvent::StageStarted { .. });
+        let preparing = current.batch.num_rollouts == 0;
         let wait = match &self.show {
             Show::Live(_) => REFRESH,
             Show::Lines(_) => QUIET,
         };
-        if matches!(self.show, Show::Lines(_)) && current.batch.num_rollouts == 0 {
-            // Nothing to count yet.
-            return;
-        }
         let due = self.last_status.is_none_or(|last| now.saturating_sub(last) >= wait);
-        let at_once = begins && matches!(self.show, Show::Live(_));
-        if !due && !at_once {
-            return;
-        }
-        self.last_status = Some(now);
+        let begins = matches!(event, RunEvent::StageStarted { .. });
         let place = lines::place(current);
-        let status = lines::status(&self.state, now);
         match &mut self.show {
-            Show::Live(bar) => {
-                bar.set_length(current.batch.num_rollouts as u64);
+            Show::Live(bar) if due || begins => {
+                bar.set_style(style(true));
+                bar.set_length(current.batch.num_rollouts.max(1) as u64);
                 bar.set_position(current.batch.num_finished as u64);
                 bar.set_prefix(place);
-                bar.set_message(status);
+                let left = lines::time_left(&self.state, now).unwrap_or_default();
+                bar.set_message(format!("{left}\n  {}", lines::status(current)));
             }
-            Show::Lines(print) => print(&format!("{place:<10} {status}")),
+            Show::Lines(print) if due && !preparing => {
+                let left = lines::time_left(&self.state, now);
+                let left = left.map(|left| format!(", {left}")).unwrap_or_default();
+                print(&format!("{place:<10} {}{left}", lines::status(current)));
+            }
+            Show::Live(_) | Show::Lines(_) => return,
         }
+        self.last_status = Some(now);
     }
 }
 
 fn bar() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-    let colored = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
-    let template = if colored {
-        "{spinner:.green} {prefix:.bold} {bar:24.green/dim} {wide_msg}"
-    } else {
-        "{spinner} {prefix} {bar:24} {wide_msg}"
-    };
-    let style = ProgressStyle::with_template(template)
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .progress_chars("━╸─");
-    bar.set_style(style);
+    let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr());
+    bar.set_style(style(false));
+    bar.set_message("preparing");
     bar.enable_steady_tick(Duration::from_millis(120));
     bar
+}
+
+/// How the live display looks: with a bar during a stage.
+fn style(with_bar: bool) -> ProgressStyle {
+    let colored = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
+    let template = match (with_bar, colored) {
+        (true, true) => "{spinner:.green} {prefix:.bold} {bar:24.green/dim} {msg}",
+        (true, false) => "{spinner} {prefix} {bar:24} {msg}",
+        (false, true) => "{spinner:.green} {msg}",
+        (false, false) => "{spinner} {msg}",
+    };
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("━╸─")
 }
 
 #[cfg(test)]
