@@ -143,10 +143,10 @@ impl ParamLayout {
         Self { tensors, embedding, layers, final_norm, head, total }
     }
 
-    /// Draws initial weights: normal(0, 0.68 / sqrt(hidden_size)), those that write to the residual stream divided by
-    /// the root of the number of such writes (Radford et al. 2019), norms 1.
-    /// Biases of queries and keys are small, not 0: they let heads attend by position from the start
-    /// on, which copying is built from.
+    /// Draws initial weights: normal with a deviation of `INIT_SCALE / sqrt(hidden_size)`, those
+    /// that write to the residual stream divided by the root of the number of such writes (Radford
+    /// et al. 2019), norms 1. Biases of queries and keys are small, not 0: they let heads attend by
+    /// position from the start on, which copying is built from.
     pub(crate) fn initial_weights(&self, config: &ModelConfig, seed: u64) -> Vec<f32> {
         let mut params = vec![0.0f32; self.total];
         let init_std = INIT_SCALE / (config.hidden_size as f64).sqrt();

@@ -1,4 +1,4 @@
-//! The generated task set: small Python repositories without end, composed from a [`grammar`].
+//! The generated task set: small Python repositories without end, composed from a grammar.
 //!
 //! Every name is drawn from a large word list, so that no two repositories are alike and reading
 //! the context is the only way to solve a task. Each function carries a comment that states its
@@ -83,12 +83,11 @@ pub fn restated(rng: &mut ChaCha8Rng, comment: &str, line: &str) -> Option<Strin
     let step = Step::from_phrase(phrases.choose(rng)?)?;
     let text = line.trim_start();
     let indent = &line[..line.len() - text.len()];
-    let (head, value) = match text.strip_prefix("return ") {
-        Some(value) => ("return ".to_owned(), value),
-        None => {
-            let (target, value) = text.split_once(" = ")?;
-            (format!("{target} = "), value)
-        }
+    let (head, value) = if let Some(value) = text.strip_prefix("return ") {
+        ("return ".to_owned(), value)
+    } else {
+        let (target, value) = text.split_once(" = ")?;
+        (format!("{target} = "), value)
     };
     let words: Vec<&str> =
         value.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use patchwright_agent::Tokenizer;
 use patchwright_core::TrainingSample;
@@ -126,6 +127,11 @@ pub fn random_module<'a>(
     rng: &mut ChaCha8Rng,
 ) -> Option<&'a str> {
     let modules: Vec<&String> =
-        files.iter().filter(|(path, _)| path.ends_with(".py")).map(|(_, text)| text).collect();
+        files.iter().filter(|(path, _)| is_module(path)).map(|(_, text)| text).collect();
     modules.choose(rng).map(|text| text.as_str())
+}
+
+/// Whether a path is that of a Python module.
+pub fn is_module(path: &str) -> bool {
+    Path::new(path).extension().is_some_and(|extension| extension == "py")
 }

@@ -19,6 +19,8 @@ use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use super::documents::is_module;
+
 /// How often the explorer does what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -109,7 +111,7 @@ impl Explorer {
         let files = task
             .files
             .iter()
-            .filter(|(path, _)| path.ends_with(".py"))
+            .filter(|(path, _)| is_module(path))
             .map(|(path, text)| (path.clone(), text.lines().map(str::to_owned).collect()))
             .collect();
         Self {
@@ -175,14 +177,14 @@ impl Explorer {
         if let Some((line, before, after)) = self.last_edit.clone()
             && self.rng.random_bool(rates.undo)
         {
-            return self.replace(line, line + after - 1, before);
+            return self.write_lines(line, line + after - 1, &before);
         }
         let Some(line) = self.pick_line() else {
             return "submit".to_owned();
         };
         let old = self.files[&self.open][line].clone();
         let body = self.new_lines(line, &old);
-        self.replace(line, line, body)
+        self.write_lines(line, line, &body)
     }
 
     /// A line of a function's body (from 0); mostly of the function that the issue names.
@@ -249,13 +251,13 @@ impl Explorer {
     }
 
     /// Replaces lines `first..=last` (from 0) in the own copy, and says so.
-    fn replace(&mut self, first: usize, last: usize, body: Vec<String>) -> String {
+    fn write_lines(&mut self, first: usize, last: usize, body: &[String]) -> String {
         let lines = self.files.entry(self.open.clone()).or_default();
         let last = last.min(lines.len().saturating_sub(1));
         let before: Vec<String> = lines.splice(first..=last, body.iter().cloned()).collect();
         self.last_edit = if body.is_empty() { None } else { Some((first, before, body.len())) };
         let mut text = format!("edit {}:{} <<'EOF'\n", first + 1, last + 1);
-        for line in &body {
+        for line in body {
             text.push_str(line);
             text.push('\n');
         }

@@ -99,16 +99,31 @@ pub fn vocabulary() -> Vec<String> {
             tokens.push(token);
         }
     };
-    SPECIAL_TOKENS.iter().for_each(|t| push((*t).to_owned()));
-    COMPOUNDS.iter().for_each(|t| push((*t).to_owned()));
-    (1..=MAX_INDENT).for_each(|k| push(" ".repeat(4 * k)));
-    (0..NUM_NUMBERS).for_each(|n| push(n.to_string()));
-    (1..=NUM_NUMBERS).for_each(|n| push(format!("{n}:")));
-    PUNCTUATION.chars().for_each(|c| push(c.to_string()));
-    LANGUAGE.iter().chain(&COMMAND_WORDS).chain(&WORDS).for_each(|w| push((*w).to_owned()));
+    for token in SPECIAL_TOKENS.iter().chain(&COMPOUNDS) {
+        push((*token).to_owned());
+    }
+    for depth in 1..=MAX_INDENT {
+        push(" ".repeat(4 * depth));
+    }
+    for number in 0..NUM_NUMBERS {
+        push(number.to_string());
+    }
+    for label in 1..=NUM_NUMBERS {
+        push(format!("{label}:"));
+    }
+    for character in PUNCTUATION.chars() {
+        push(character.to_string());
+    }
+    for word in LANGUAGE.iter().chain(&COMMAND_WORDS).chain(&WORDS) {
+        push((*word).to_owned());
+    }
     let letters = || ('a'..='z').chain('A'..='Z');
-    letters().for_each(|c| push(c.to_string()));
-    letters().chain('0'..='9').chain("_: \n.'EOF".chars()).for_each(|c| push(format!("##{c}")));
+    for letter in letters() {
+        push(letter.to_string());
+    }
+    for rest in letters().chain('0'..='9').chain("_: \n.'EOF".chars()) {
+        push(format!("##{rest}"));
+    }
     push(" ".to_owned());
     tokens
 }
