@@ -165,3 +165,32 @@ pub fn tokenizer_json() -> Value {
                   "vocab": vocab},
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::tokenizer_json;
+    use patchwright_agent::Tokenizer;
+
+    /// What the model writes must come out as it stands in a file: indentation, calls, slices.
+    #[test]
+    fn commands_and_statements_survive_the_implied_spaces() {
+        let json = serde_json::to_vec(&tokenizer_json()).unwrap();
+        let tokenizer = Tokenizer::from_bytes(&json).unwrap();
+        for text in [
+            "open amber.py",
+            "edit 12:12 <<'EOF'\n    river = [stone for stone in cedar if stone > lemon]\nEOF",
+            "edit 3:3 <<'EOF'\n        if river >= 3:\n            river = river + lemon\nEOF",
+            "python3 <<'EOF'\nimport amber\nprint(amber.maple([3, 1, 4], -2))\nEOF",
+            "return cedar[:3] + sorted(lemon)",
+        ] {
+            assert_eq!(tokenizer.decode(&tokenizer.encode_text(text)), text);
+        }
+    }
+
+    #[test]
+    fn the_shipped_tokenizer_is_this_one() {
+        let shipped: serde_json::Value =
+            serde_json::from_str(include_str!("../../../../models/base/tokenizer.json")).unwrap();
+        assert_eq!(shipped, tokenizer_json());
+    }
+}
