@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use patchwright_core::{RepoSource, SandboxLimits, SandboxSpec, TaskInstance};
+use patchwright_core::{RepoSource, RootFs, SandboxLimits, SandboxSpec, TaskInstance};
 
 /// Where [`InstallConfig::site_packages`](patchwright_core::InstallConfig::site_packages) appears
 /// inside.
@@ -27,5 +27,12 @@ pub fn sandbox_spec(
         let path = format!("{workdir}:{workdir}/src:{SITE_PACKAGES}");
         env.insert("PYTHONPATH".to_owned(), path);
     }
-    SandboxSpec { repo: repo.clone(), workdir: workdir.to_owned(), read_only_mounts, env, limits }
+    SandboxSpec {
+        root: RootFs::Host,
+        repo: repo.clone(),
+        workdir: workdir.to_owned(),
+        read_only_mounts,
+        env,
+        limits,
+    }
 }

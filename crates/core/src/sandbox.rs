@@ -10,9 +10,22 @@ use std::time::Duration;
 use crate::patch::FileChange;
 use crate::task::RepoSource;
 
+/// The root file system of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum RootFs {
+    /// The host's system directories, read-only, and a home of its own.
+    #[default]
+    Host,
+    /// Directories of the host stacked as an overlay, the topmost first: a container image's
+    /// layers, or one root directory. All of it can be written inside; nothing is written to them.
+    Layers(Vec<PathBuf>),
+}
+
 /// What a sandbox is made of.
 #[derive(Debug, Clone)]
 pub struct SandboxSpec {
+    /// What stands below the repository.
+    pub root: RootFs,
     /// The repository; its tree appears at [`SandboxSpec::workdir`].
     pub repo: RepoSource,
     /// Where the repository appears inside, such as `/testbed`.

@@ -55,6 +55,17 @@ pub struct TaskInstance {
     pub extra: BTreeMap<String, serde_json::Value>,
 }
 
+impl TaskInstance {
+    /// The container image that holds the task's environment, if the row names one: `image_name`
+    /// or `docker_image` of SWE-rebench.
+    pub fn image(&self) -> Option<&str> {
+        ["image_name", "docker_image"]
+            .iter()
+            .filter_map(|field| self.extra.get(*field)?.as_str())
+            .find(|reference| !reference.is_empty())
+    }
+}
+
 /// The part of SWE-rebench's `install_config` that running tests needs.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct InstallConfig {
@@ -79,6 +90,9 @@ pub enum RepoSource {
     Files(std::sync::Arc<BTreeMap<String, String>>),
     /// A directory of the host; read, never written. Its `.git` is not shown inside.
     Directory(PathBuf),
+    /// The root's own directory at the sandbox's working directory, such as `/testbed` of a
+    /// container image.
+    InRoot,
 }
 
 /// A row that cannot be used.

@@ -17,6 +17,7 @@ fn spec() -> SandboxSpec {
         .map(|n| (format!("pkg/m{n}.py"), format!("def f{n}(x):\n    return x + {n}\n").repeat(20)))
         .collect();
     SandboxSpec {
+        root: patchwright_core::RootFs::Host,
         repo: RepoSource::Files(Arc::new(files)),
         workdir: "/testbed".to_owned(),
         read_only_mounts: Vec::new(),

@@ -34,6 +34,10 @@ const BESIDE_DISK: u64 = 32 << 20;
 /// 2020-01-01 00:00:00 UTC.
 const MTIME: i64 = 1_577_836_800;
 
+fn no_images() -> SandboxError {
+    SandboxError::Unsupported("native sandboxes do not run container images yet".to_owned())
+}
+
 /// A native sandbox.
 pub struct NativeSandbox {
     inner: Arc<Inner>,
@@ -57,6 +61,7 @@ impl NativeSandbox {
                 })?;
                 if inner.machine().overlay { Source::Directory(path) } else { Source::Tree }
             }
+            RepoSource::InRoot => return Err(no_images()),
         };
         let mut read_only = Vec::new();
         for (from, to) in &spec.read_only_mounts {
@@ -93,6 +98,7 @@ impl NativeSandbox {
             RepoSource::Files(files) => send_files(files, to),
             RepoSource::Directory(path) if whole => send_directory(path, disk_bytes, to),
             RepoSource::Directory(path) => send_upper(path, to),
+            RepoSource::InRoot => Err(no_images()),
         })
     }
 
@@ -177,6 +183,7 @@ impl NativeSandbox {
         match &self.repo {
             RepoSource::Files(files) => Ok(Pristine::Files(Arc::clone(files))),
             RepoSource::Directory(path) => open_repository(path).map(Pristine::Directory),
+            RepoSource::InRoot => Err(no_images()),
         }
     }
 

@@ -304,7 +304,7 @@ mod tests {
     fn prepare(repo: &str, commit: &str, cache: &Path) -> Result<PathBuf, String> {
         match prepare_repo(&instance(repo, commit), cache) {
             Ok(RepoSource::Directory(path)) => Ok(path),
-            Ok(RepoSource::Files(_)) => Err("files".to_owned()),
+            Ok(_) => Err("no directory".to_owned()),
             Err(error) => Err(error.to_string()),
         }
     }

@@ -18,6 +18,7 @@ pub(super) fn read(repo: &RepoSource, path: &str) -> io::Result<Option<Vec<u8>>>
             }
             std::fs::read(root.join(path)).map(Some)
         }
+        RepoSource::InRoot => Ok(None),
     }
 }
 
@@ -26,6 +27,7 @@ pub(super) fn has(repo: &RepoSource, path: &str) -> bool {
     match repo {
         RepoSource::Files(files) => files.contains_key(path),
         RepoSource::Directory(root) => is_file(root, path).unwrap_or(false),
+        RepoSource::InRoot => false,
     }
 }
 

@@ -126,6 +126,7 @@ fn sandboxes() -> Vec<Check> {
 fn sandbox_python() -> Check {
     let name = "python3 in a sandbox";
     let spec = SandboxSpec {
+        root: patchwright_core::RootFs::Host,
         repo: RepoSource::Files(std::sync::Arc::default()),
         workdir: "/testbed".into(),
         read_only_mounts: Vec::new(),

@@ -28,6 +28,7 @@ pub fn files(list: &[(&str, &str)]) -> RepoSource {
 
 pub fn spec(repo: RepoSource) -> SandboxSpec {
     SandboxSpec {
+        root: patchwright_core::RootFs::Host,
         repo,
         workdir: WORKDIR.to_owned(),
         read_only_mounts: Vec::new(),

@@ -177,6 +177,7 @@ fn failure(error: &dyn std::fmt::Display) -> TaskError {
 
 fn spec() -> SandboxSpec {
     SandboxSpec {
+        root: patchwright_core::RootFs::Host,
         repo: RepoSource::Files(std::sync::Arc::default()),
         workdir: WORKDIR.to_owned(),
         read_only_mounts: Vec::new(),

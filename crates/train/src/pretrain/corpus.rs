@@ -72,6 +72,7 @@ fn session(
     let seed = derive_seed(config.seed, &["session", &n.to_string()]);
     let agent = AgentConfig { max_turns: config.max_turns, ..config.agent() };
     let mut sandbox = provider.create(&SandboxSpec {
+        root: patchwright_core::RootFs::Host,
         repo: RepoSource::Files(std::sync::Arc::new(task.files.clone())),
         workdir: agent.workdir.clone(),
         read_only_mounts: Vec::new(),

@@ -24,6 +24,7 @@ const MAX_STDIN: u64 = 16 << 20;
 /// Runs the command and passes on its output and exit code.
 pub fn run(args: &SandboxRunArgs) -> Result<ExitCode, CliError> {
     let spec = SandboxSpec {
+        root: patchwright_core::RootFs::Host,
         repo: repository(args.repo.as_deref())?,
         workdir: WORKDIR.into(),
         read_only_mounts: Vec::new(),
