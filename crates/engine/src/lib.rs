@@ -31,6 +31,5 @@ mod weights;
 
 pub use config::{ModelConfig, ModelType};
 pub use engine::{Engine, EngineOptions};
-pub use optim::LrSchedule;
 pub use sampler::{EmbeddedSampler, SamplerStats};
 pub use trainer::EmbeddedTrainer;

@@ -1,7 +1,6 @@
-//! `AdamW` and learning-rate schedules.
+//! `AdamW`. Learning-rate schedules are `algo`'s: each step is told its rate.
 
 use patchwright_core::AdamParams;
-use serde::{Deserialize, Serialize};
 
 use crate::kernels::vectorized;
 use crate::params::ParamLayout;
@@ -9,43 +8,6 @@ use crate::params::ParamLayout;
 /// Elements whose squares are summed together; fixed, so that the norm has the same bits on any
 /// number of threads.
 const NORM_CHUNK: usize = 1 << 14;
-
-/// How the learning rate goes over a run of `total_steps` optimizer steps.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum LrSchedule {
-    /// Linear warm-up over `warmup_steps`, then constant.
-    Constant {
-        /// Steps until the full rate.
-        warmup_steps: u64,
-    },
-    /// Linear warm-up over `warmup_steps`, then half a cosine down to 0 at `total_steps`
-    /// (Loshchilov & Hutter, arXiv 1608.03983, without restarts).
-    Cosine {
-        /// Steps until the full rate.
-        warmup_steps: u64,
-        /// Steps until 0.
-        total_steps: u64,
-    },
-}
-
-impl LrSchedule {
-    /// Factor on the peak rate for step `step`, counted from 0; the first step already moves.
-    pub fn factor(self, step: u64) -> f32 {
-        let (Self::Constant { warmup_steps } | Self::Cosine { warmup_steps, .. }) = self;
-        if step < warmup_steps {
-            return (step + 1) as f32 / warmup_steps as f32;
-        }
-        match self {
-            Self::Constant { .. } => 1.0,
-            Self::Cosine { total_steps, .. } => {
-                let length = total_steps.saturating_sub(warmup_steps).max(1);
-                let progress = ((step - warmup_steps) as f64 / length as f64).min(1.0);
-                (0.5 * (1.0 + (std::f64::consts::PI * progress).cos())) as f32
-            }
-        }
-    }
-}
 
 /// Moments and step count, in the places of the parameters. Empty until the first step.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -129,26 +91,5 @@ vectorized! {
             *v = step.beta2 * *v + (1.0 - step.beta2) * g * g;
             *p = *p * keep - step.size * *m / (v.sqrt() * step.inverse_root + step.eps);
         }
-    }
-}
-
-#[cfg(test)]
-#[expect(clippy::float_cmp, reason = "exact values are meant")]
-mod tests {
-    use super::LrSchedule;
-
-    #[test]
-    fn schedules() {
-        let cosine = LrSchedule::Cosine { warmup_steps: 4, total_steps: 104 };
-        assert!((cosine.factor(0) - 0.25).abs() < 1e-6);
-        assert!((cosine.factor(3) - 1.0).abs() < 1e-6);
-        assert!((cosine.factor(54) - 0.5).abs() < 1e-6);
-        assert!(cosine.factor(104) == 0.0 && cosine.factor(1000) == 0.0);
-        let rates: Vec<f32> = (4..=104).map(|s| cosine.factor(s)).collect();
-        assert!(rates.windows(2).all(|w| w[0] > w[1]));
-        let constant = LrSchedule::Constant { warmup_steps: 0 };
-        assert!(constant.factor(0) == 1.0 && constant.factor(9) == 1.0);
-        // No division by zero when all of the run is warm-up.
-        assert!(LrSchedule::Cosine { warmup_steps: 5, total_steps: 5 }.factor(5).is_finite());
     }
 }
