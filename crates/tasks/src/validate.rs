@@ -152,6 +152,45 @@ pub struct BuildReport {
     pub cached: bool,
 }
 
+impl BuildReport {
+    /// Adds the funnel of other repositories.
+    fn add(&mut self, other: Self) {
+        self.num_repos += other.num_repos;
+        self.rejected_repos.extend(other.rejected_repos);
+        self.num_dropped_examples += other.num_dropped_examples;
+        self.num_candidates += other.num_candidates;
+        self.num_tried += other.num_tried;
+        for (reason, number) in other.rejected {
+            *self.rejected.entry(reason).or_default() += number;
+        }
+        for (operator, number) in other.accepted_by_operator {
+            *self.accepted_by_operator.entry(operator).or_default() += number;
+        }
+        self.num_instances += other.num_instances;
+    }
+}
+
+/// Hears how far a build is, and may stop it. Called from worker threads, so that it must be quick.
+pub trait BuildWatch: Sync {
+    /// So many instances are accepted, of at most so many. Calls may overtake one another.
+    fn progress(&self, num_instances: usize, num_wanted: usize);
+
+    /// Whether the build is to stop: it fails within about a second then, and nothing is kept.
+    fn is_stopped(&self) -> bool;
+}
+
+/// Watches nothing and stops nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unwatched;
+
+impl BuildWatch for Unwatched {
+    fn progress(&self, _: usize, _: usize) {}
+
+    fn is_stopped(&self) -> bool {
+        false
+    }
+}
+
 /// Makes the task instances of a set of repositories. The same repositories and options give the
 /// same instances in the same order.
 ///
@@ -167,14 +206,27 @@ pub fn build_task_set(
     provider: &dyn SandboxProvider,
     options: &BuildOptions,
 ) -> Result<(Vec<TaskInstance>, BuildReport), TaskError> {
+    build_task_set_watched(&repos, provider, options, &Unwatched)
+}
+
+/// [`build_task_set`], watched. A set of the cache is there at once, without progress.
+///
+/// # Errors
+/// As [`build_task_set`]; [`TaskError::Validation`] when it was stopped.
+pub fn build_task_set_watched(
+    repos: &[EmbeddedRepo],
+    provider: &dyn SandboxProvider,
+    options: &BuildOptions,
+    watch: &dyn BuildWatch,
+) -> Result<(Vec<TaskInstance>, BuildReport), TaskError> {
     let Some(dir) = &options.cache_dir else {
-        return build::build(repos, provider, options);
+        return build::build(repos, provider, options, watch);
     };
-    let entry = cache::Entry::new(dir, &repos, options)?;
+    let entry = cache::Entry::new(dir, repos, options)?;
     if let Some(found) = entry.read() {
         return Ok(found);
     }
-    let (instances, report) = build::build(repos, provider, options)?;
+    let (instances, report) = build::build(repos, provider, options, watch)?;
     entry.write(&instances, &report)?;
     Ok((instances, report))
 }

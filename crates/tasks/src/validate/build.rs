@@ -1,7 +1,10 @@
-//! From checked repositories to task instances, in waves: each wave runs, over all repositories at
-//! once, about as many candidates as are still missing.
+//! From repositories to task instances, slice by slice: each worker takes the next slice of the
+//! set. Within a slice it goes in waves: each wave runs, over all its repositories at once, about as
+//! many candidates as are still missing.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use patchwright_core::patch::{FileChange, render};
 use patchwright_core::{
@@ -10,7 +13,7 @@ use patchwright_core::{
 
 use super::driver::{Driver, Job, Outcome, Payload};
 use super::hidden_tests::{self, HiddenTests};
-use super::{BuildOptions, BuildReport, CheckedRepos, EmbeddedRepo, check};
+use super::{BuildOptions, BuildReport, BuildWatch, CheckedRepos, EmbeddedRepo, check};
 use crate::inject::{self, Injection, Mutation};
 use crate::issue::{self, FailingExample};
 
@@ -31,14 +34,65 @@ struct Try {
     injection: Injection,
 }
 
+/// Repositories of a slice: enough to share the start of an interpreter, few enough that progress
+/// shows and that the workers end at about the same time. The instances do not depend on it.
+fn slice_size(num_repos: usize, num_workers: usize) -> usize {
+    num_repos.div_ceil(4 * num_workers).clamp(8, 64)
+}
+
 pub(super) fn build(
-    repos: Vec<EmbeddedRepo>,
+    repos: &[EmbeddedRepo],
     provider: &dyn SandboxProvider,
+    options: &BuildOptions,
+    watch: &dyn BuildWatch,
+) -> Result<(Vec<TaskInstance>, BuildReport), TaskError> {
+    check::refuse_names(repos)?;
+    let num_workers = options.parallelism.max(1);
+    let slices: Vec<&[EmbeddedRepo]> = repos.chunks(slice_size(repos.len(), num_workers)).collect();
+    let num_wanted = repos.len() * options.bugs_per_repo;
+    let (next, num_instances) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let results: Mutex<BTreeMap<usize, Result<_, TaskError>>> = Mutex::default();
+    watch.progress(0, num_wanted);
+    // A poisoned lock means that another worker panicked; that panic is passed on.
+    let work = || {
+        let driver = Driver::new(provider, options, 1, watch);
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(slice) = slices.get(index) else { break };
+            let built = build_slice(slice.to_vec(), &driver, options);
+            match &built {
+                Ok((instances, _)) => {
+                    let so_far = num_instances.fetch_add(instances.len(), Ordering::Relaxed);
+                    watch.progress(so_far + instances.len(), num_wanted);
+                }
+                Err(_) => next.store(slices.len(), Ordering::Relaxed),
+            }
+            results.lock().expect("no worker panics").insert(index, built);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..num_workers.min(slices.len()) {
+            scope.spawn(work);
+        }
+    });
+    let mut instances = Vec::new();
+    let mut report = BuildReport::default();
+    for built in results.into_inner().expect("no worker panics").into_values() {
+        let (more, part) = built?;
+        instances.extend(more);
+        report.add(part);
+    }
+    Ok((instances, report))
+}
+
+fn build_slice(
+    repos: Vec<EmbeddedRepo>,
+    driver: &Driver<'_>,
     options: &BuildOptions,
 ) -> Result<(Vec<TaskInstance>, BuildReport), TaskError> {
     let num_repos = repos.len();
     let CheckedRepos { repos, rejected, num_dropped_examples } =
-        check::check_repos(repos, provider, options)?;
+        check::check(repos, driver, options)?;
     let mut report = BuildReport {
         num_repos,
         rejected_repos: rejected,
@@ -49,14 +103,13 @@ pub(super) fn build(
     report.num_candidates = works.iter().map(|work| work.candidates.len()).sum();
     let payloads: Vec<_> =
         works.iter().map(|work| check::payload(&work.repo, &work.tests)).collect();
-    let driver = Driver::new(provider, options);
     loop {
         let tries = next_wave(&mut works, options);
         if tries.is_empty() {
             break;
         }
         report.num_tried += tries.len();
-        let standing = run_wave(&tries, &works, &payloads, &driver, options, &mut report)?;
+        let standing = run_wave(&tries, &works, &payloads, driver, options, &mut report)?;
         for (index, runs) in standing {
             let attempt = &tries[index];
             let work = &mut works[attempt.work];

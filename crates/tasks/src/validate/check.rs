@@ -6,7 +6,7 @@ use patchwright_core::{SandboxProvider, TaskError};
 
 use super::driver::{Driver, Job, Outcome, Payload};
 use super::hidden_tests::{self, HiddenTests};
-use super::{BuildOptions, EmbeddedRepo};
+use super::{BuildOptions, EmbeddedRepo, Unwatched};
 
 /// Repositories that are right, and why the others are not.
 #[derive(Debug, Clone, Default)]
@@ -32,10 +32,18 @@ pub fn check_repos(
     provider: &dyn SandboxProvider,
     options: &BuildOptions,
 ) -> Result<CheckedRepos, TaskError> {
-    let driver = Driver::new(provider, options);
     refuse_names(&repos)?;
+    check(repos, &Driver::new(provider, options, options.parallelism, &Unwatched), options)
+}
+
+/// [`check_repos`] of repositories whose names are known to be right.
+pub(super) fn check(
+    repos: Vec<EmbeddedRepo>,
+    driver: &Driver<'_>,
+    options: &BuildOptions,
+) -> Result<CheckedRepos, TaskError> {
     let mut checked = CheckedRepos { repos, ..CheckedRepos::default() };
-    fill_expected(&mut checked, &driver, options)?;
+    fill_expected(&mut checked, driver, options)?;
 
     let payloads: Vec<Payload> =
         checked.repos.iter().map(|repo| payload(repo, &hidden_tests::write(repo))).collect();
@@ -68,7 +76,7 @@ pub(super) fn payload(repo: &EmbeddedRepo, tests: &HiddenTests) -> Payload {
     Payload { files, tests: tests.modules() }
 }
 
-fn refuse_names(repos: &[EmbeddedRepo]) -> Result<(), TaskError> {
+pub(super) fn refuse_names(repos: &[EmbeddedRepo]) -> Result<(), TaskError> {
     let mut names = std::collections::BTreeSet::new();
     for repo in repos {
         let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');

@@ -11,7 +11,7 @@ use patchwright_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{BuildOptions, RunLimits};
+use super::{BuildOptions, BuildWatch, RunLimits};
 use crate::issue::Observed;
 
 /// The program that runs inside the sandbox.
@@ -100,14 +100,20 @@ pub(super) struct Driver<'a> {
     limits: RunLimits,
     /// Sandboxes at work at the same time; the results do not depend on it.
     parallelism: usize,
+    watch: &'a dyn BuildWatch,
     /// Sandboxes between two runs: dropping one destroys it.
     idle: Mutex<Vec<Box<dyn Sandbox>>>,
 }
 
 impl<'a> Driver<'a> {
-    pub fn new(provider: &'a dyn SandboxProvider, options: &BuildOptions) -> Self {
+    pub fn new(
+        provider: &'a dyn SandboxProvider,
+        options: &BuildOptions,
+        parallelism: usize,
+        watch: &'a dyn BuildWatch,
+    ) -> Self {
         let limits = options.limits.clone();
-        Self { provider, limits, parallelism: options.parallelism, idle: Mutex::default() }
+        Self { provider, limits, parallelism, watch, idle: Mutex::default() }
     }
 
     /// Runs every job under `hash_seed` (Python's `PYTHONHASHSEED`); outcomes in the order of jobs.
@@ -153,6 +159,9 @@ impl<'a> Driver<'a> {
         jobs: &[Job],
         hash_seed: u32,
     ) -> Result<Vec<Outcome>, TaskError> {
+        if self.watch.is_stopped() {
+            return Err(failure(&"it was asked to stop"));
+        }
         let sandbox = match sandbox {
             Some(sandbox) => sandbox,
             None => sandbox.insert(self.provider.create(&spec()).map_err(|e| failure(&e))?),

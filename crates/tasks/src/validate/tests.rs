@@ -10,7 +10,10 @@ use patchwright_core::{
     SandboxSpec, TaskError, TaskInstance,
 };
 
-use super::{BuildOptions, EmbeddedRepo, Example, build_instances, build_task_set, check_repos};
+use super::{
+    BuildOptions, BuildWatch, EmbeddedRepo, Example, build_instances, build_task_set,
+    build_task_set_watched, check_repos,
+};
 use crate::inject::Operator;
 use crate::issue::IssueStyle;
 
@@ -340,4 +343,58 @@ fn hidden_tests_are_one_method_a_call() {
          self.assertEqual(m.a_b(1), 2)\n\n    def test_1(self):\n        self.assertEqual(m.a_b(2), 3)\n\n\n\
          class TestABX(unittest.TestCase):\n    def test_0(self):\n        self.assertEqual(m.aB(1), 2)\n"
     );
+}
+
+/// Counts what it hears, and stops the build once some instances are there.
+#[derive(Default)]
+struct Watch {
+    heard: std::sync::Mutex<Vec<(usize, usize)>>,
+    stop_at: Option<usize>,
+}
+
+impl BuildWatch for Watch {
+    fn progress(&self, num_instances: usize, num_wanted: usize) {
+        self.heard.lock().unwrap().push((num_instances, num_wanted));
+    }
+
+    fn is_stopped(&self) -> bool {
+        let heard = self.heard.lock().unwrap();
+        self.stop_at.is_some_and(|at| heard.iter().any(|(num, _)| *num >= at))
+    }
+}
+
+/// The set does not depend on how it is cut into slices; progress ends at what came out; a stopped
+/// build leaves nothing in the cache.
+#[test]
+fn a_build_is_watched_and_stopped() {
+    let repos: Vec<EmbeddedRepo> =
+        (0..10).map(|index| crate::generated::repository(7, index)).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let options = BuildOptions {
+        bugs_per_repo: 1,
+        parallelism: 1,
+        cache_dir: Some(dir.path().to_owned()),
+        ..options()
+    };
+    let stopping = Watch { stop_at: Some(1), ..Watch::default() };
+    let stopped = build_task_set_watched(&repos, &HostProvider, &options, &stopping);
+    assert!(stopped.unwrap_err().to_string().contains("asked to stop"));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+
+    let watch = Watch::default();
+    let (instances, report) =
+        build_task_set_watched(&repos, &HostProvider, &options, &watch).unwrap();
+    let heard = watch.heard.lock().unwrap();
+    assert_eq!(heard.first(), Some(&(0, 10)));
+    assert_eq!(heard.last(), Some(&(instances.len(), 10)));
+    assert!(heard.len() > 2, "more than one slice");
+    assert_eq!((report.num_repos, report.num_instances), (10, instances.len()));
+    let alone: Vec<TaskInstance> = repos
+        .iter()
+        .flat_map(|repo| {
+            let options = BuildOptions { cache_dir: None, ..options.clone() };
+            build_instances(repo, &HostProvider, &options).unwrap()
+        })
+        .collect();
+    assert_eq!(alone, instances);
 }
