@@ -1,6 +1,9 @@
 //! Task instances: rows, the embedded task sets, bug injection, validation, the pool.
 
+pub mod environment;
 pub mod generated;
+pub mod harbor;
+pub mod import;
 pub mod inject;
 pub mod issue;
 pub mod katas;

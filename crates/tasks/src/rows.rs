@@ -1,11 +1,16 @@
-//! SWE-bench and SWE-rebench rows as JSON lines: a file, or a directory of `*.jsonl`.
+//! SWE-bench and SWE-rebench rows as JSON lines: a file, or a directory of `*.jsonl`. Other
+//! formats are made such files by [`crate::import`].
+
+mod writer;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use patchwright_core::{TaskError, TaskInstance};
+
+pub use writer::RowWriter;
 
 /// Longest row that is read, in bytes.
 pub const MAX_ROW_BYTES: u64 = 64 << 20;
@@ -112,29 +117,11 @@ pub fn write_task_set<'a>(
     path: &Path,
     instances: impl IntoIterator<Item = &'a TaskInstance>,
 ) -> Result<usize, TaskError> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.partial", std::process::id()));
-    let partial = path.with_file_name(name);
-    let write = || -> std::io::Result<usize> {
-        if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir)?;
-        }
-        let mut out = BufWriter::new(File::create(&partial)?);
-        let mut num_rows = 0;
-        for instance in instances {
-            serde_json::to_writer(&mut out, instance)?;
-            out.write_all(b"\n")?;
-            num_rows += 1;
-        }
-        let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-        file.sync_all()?;
-        std::fs::rename(&partial, path)?;
-        Ok(num_rows)
-    };
-    write().map_err(|e| {
-        let _ = std::fs::remove_file(&partial);
-        io("writing", path, e)
-    })
+    let mut writer = RowWriter::create(path)?;
+    for instance in instances {
+        writer.write(instance)?;
+    }
+    writer.finish()
 }
 
 fn row_files(dir: &Path) -> Result<Vec<PathBuf>, TaskError> {
@@ -154,20 +141,26 @@ fn row_files(dir: &Path) -> Result<Vec<PathBuf>, TaskError> {
 }
 
 /// The reason of an error starts with the field's path, where there is one.
-fn parse(bytes: &[u8]) -> Result<TaskInstance, String> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<TaskInstance, String> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let instance: TaskInstance =
         serde_path_to_error::deserialize(&mut json).map_err(|e| describe(&e))?;
     json.end().map_err(|e| format!("more than one JSON value on the line: {e}"))?;
+    check(&instance)?;
+    Ok(instance)
+}
+
+/// Refuses an instance that nothing can be done with.
+pub(crate) fn check(instance: &TaskInstance) -> Result<(), String> {
     for (field, value) in [("instance_id", &instance.instance_id), ("repo", &instance.repo)] {
         if value.trim().is_empty() {
             return Err(format!("{field}: it is empty"));
         }
     }
-    Ok(instance)
+    Ok(())
 }
 
-fn describe(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+pub(crate) fn describe(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
     let text = error.inner().to_string();
     // Serde counts lines within the row; the row is one line, and its number is said elsewhere.
     let text = match text.rsplit_once(" at line ") {
@@ -183,7 +176,7 @@ fn describe(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
     }
 }
 
-fn io(doing: &str, path: &Path, source: std::io::Error) -> TaskError {
+pub(crate) fn io(doing: &str, path: &Path, source: std::io::Error) -> TaskError {
     TaskError::Io { context: format!("{doing} {}", path.display()), source }
 }
 

@@ -15,6 +15,8 @@ mod cache;
 mod check;
 mod driver;
 mod hidden_tests;
+pub mod report;
+pub mod suite;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -202,11 +204,11 @@ impl BuildWatch for Unwatched {
 /// [`TaskError::Validation`] when the sandbox fails, [`TaskError::Instance`] for repositories
 /// without or with the same name, [`TaskError::Io`] when the cache cannot be written.
 pub fn build_task_set(
-    repos: Vec<EmbeddedRepo>,
+    repos: &[EmbeddedRepo],
     provider: &dyn SandboxProvider,
     options: &BuildOptions,
 ) -> Result<(Vec<TaskInstance>, BuildReport), TaskError> {
-    build_task_set_watched(&repos, provider, options, &Unwatched)
+    build_task_set_watched(repos, provider, options, &Unwatched)
 }
 
 /// [`build_task_set`], watched. A set of the cache is there at once, without progress.
@@ -240,7 +242,8 @@ pub fn build_instances(
     provider: &dyn SandboxProvider,
     options: &BuildOptions,
 ) -> Result<Vec<TaskInstance>, TaskError> {
-    build_task_set(vec![correct_repo.clone()], provider, options).map(|(instances, _)| instances)
+    build_task_set(std::slice::from_ref(correct_repo), provider, options)
+        .map(|(instances, _)| instances)
 }
 
 #[cfg(test)]

@@ -21,19 +21,21 @@ fn provider() -> Option<NativeSandboxes> {
 #[test]
 fn generated_repositories_become_instances() {
     let Some(provider) = provider() else { return };
-    let repos = |seed| (0..12).map(|index| generated::repository(seed, index)).collect();
+    let repos = |seed| -> Vec<EmbeddedRepo> {
+        (0..12).map(|index| generated::repository(seed, index)).collect()
+    };
     let options = BuildOptions {
         issue_style: IssueStyle::Compact,
         bugs_per_repo: 2,
         ..BuildOptions::default()
     };
     let started = std::time::Instant::now();
-    let (train, report) = build_task_set(repos(1), &provider, &options).unwrap();
+    let (train, report) = build_task_set(&repos(1), &provider, &options).unwrap();
     eprintln!("{:?} {report:#?}", started.elapsed());
     assert!(report.rejected_repos.is_empty(), "{report:?}");
     assert!(train.len() >= 12, "{report:?}");
     let held_out = BuildOptions { set: "held-out".to_owned(), ..options };
-    let (held_out, _) = build_task_set(repos(2), &provider, &held_out).unwrap();
+    let (held_out, _) = build_task_set(&repos(2), &provider, &held_out).unwrap();
     assert_disjoint(&train, &held_out).unwrap();
 }
 
@@ -45,7 +47,7 @@ fn katas_become_instances() {
     let repos: Vec<EmbeddedRepo> = katas::all().unwrap();
     let num_repos = repos.len();
     let started = std::time::Instant::now();
-    let (instances, report) = build_task_set(repos, &provider, &options).unwrap();
+    let (instances, report) = build_task_set(&repos, &provider, &options).unwrap();
     eprintln!("{:?} {report:#?}", started.elapsed());
     assert!(report.rejected_repos.is_empty(), "{report:?}");
     assert_eq!(instances.len(), num_repos, "{report:?}");

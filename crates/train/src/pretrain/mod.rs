@@ -124,6 +124,7 @@ impl PretrainConfig {
             rope_theta: 10_000.0,
             rms_norm_eps: 1e-6,
             tie_word_embeddings: true,
+            rope_scaling: None,
         }
     }
 
@@ -242,7 +243,7 @@ fn gather(
         parallelism: std::thread::available_parallelism().map_or(2, usize::from),
         ..BuildOptions::default()
     };
-    let (tasks, _report) = build_task_set(repos, provider, &build)?;
+    let (tasks, _report) = build_task_set(&repos, provider, &build)?;
     let ended = AtomicUsize::new(0);
     let tell = |_| {
         let done = ended.fetch_add(1, Ordering::Relaxed) + 1;
