@@ -6,21 +6,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use patchwright_core::FileChange;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 
 use crate::helper::MAX_DIFF;
-use crate::tree::{Entry, READ_DIR, Skip, names, open_beneath};
+use crate::tree::{Entry, Found, Merged, Place, Skip, open_beneath};
 
 /// A repository as it was.
 pub enum Pristine {
     /// Path to text, none of it executable.
     Files(Arc<BTreeMap<String, String>>),
-    /// A directory of the host.
-    Directory(OwnedFd),
+    /// Directories of the host: one, or the layers of an image at the repository's place.
+    Merged(Merged),
 }
 
 /// A regular file.
@@ -136,9 +135,17 @@ impl Pristine {
                 let Ok(path) = std::str::from_utf8(path) else { return Ok(Vec::new()) };
                 Ok(files.keys().filter(|key| is_below(key, path)).cloned().collect())
             }
-            Self::Directory(root) => {
+            Self::Merged(root) => {
                 let mut found = Vec::new();
-                collect(root, path, &mut found)?;
+                let names = || path.split(|b| *b == b'/');
+                if names().any(|name| Skip::Unversioned.skips(name, 0)) {
+                    return Ok(found);
+                }
+                match root.at(path)? {
+                    Place::Dir(dir) => collect(&dir, path, &mut found)?,
+                    Place::Other(_, _, stat) => add_file(path.to_vec(), &stat, &mut found),
+                    Place::Absent | Place::Gone => {}
+                }
                 Ok(found)
             }
         }
@@ -149,7 +156,7 @@ impl Pristine {
             Self::Files(files) => Ok(files
                 .get(path)
                 .map(|text| File { bytes: text.clone().into_bytes(), executable: false })),
-            Self::Directory(root) => read_beneath(root, path, budget),
+            Self::Merged(root) => read_merged(root, path, budget),
         }
     }
 }
@@ -160,67 +167,51 @@ fn is_below(key: &str, path: &str) -> bool {
     inside && !key.split('/').any(|name| Skip::Unversioned.skips(name.as_bytes(), 0))
 }
 
-fn is_absent(error: rustix::io::Errno) -> bool {
-    use rustix::io::Errno;
-    matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::NAMETOOLONG)
-}
-
-/// Reads a regular file of the pristine directory without following any link.
-fn read_beneath(root: &OwnedFd, path: &str, budget: &mut u64) -> io::Result<Option<File>> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = match open_beneath(root, path.as_bytes(), flags, Mode::empty()) {
-        Ok(file) => file,
-        Err(error) if is_absent(error) || error == rustix::io::Errno::NXIO => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let stat = rustix::fs::fstat(&file)?;
+/// Reads a regular file of the pristine tree without following any link.
+fn read_merged(root: &Merged, path: &str, budget: &mut u64) -> io::Result<Option<File>> {
+    let Place::Other(dir, name, stat) = root.at(path.as_bytes())? else { return Ok(None) };
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Ok(None);
     }
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = open_beneath(&dir, &name, flags, Mode::empty())?;
+    let size = stat.st_size as u64;
     *budget = budget
-        .checked_sub(stat.st_size as u64)
+        .checked_sub(size)
         .ok_or_else(|| crate::wire::malformed("the changed files are larger than a diff may be"))?;
-    let mut bytes = Vec::with_capacity(stat.st_size as usize);
-    let limit = stat.st_size as u64;
-    io::Read::read_to_end(&mut io::Read::take(std::fs::File::from(file), limit), &mut bytes)?;
+    let mut bytes = Vec::with_capacity(size as usize);
+    io::Read::read_to_end(&mut io::Read::take(std::fs::File::from(file), size), &mut bytes)?;
     Ok(Some(File { bytes, executable: stat.st_mode & 0o111 != 0 }))
 }
 
-/// Gathers regular files at or below `path`.
-fn collect(root: &OwnedFd, path: &[u8], found: &mut Vec<String>) -> io::Result<()> {
-    let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
-    if Skip::Unversioned.skips(name, 0) {
-        return Ok(());
-    }
-    let dir = if path.is_empty() {
-        open_beneath(root, b".", READ_DIR, Mode::empty())
-    } else {
-        open_beneath(root, path, READ_DIR, Mode::empty())
-    };
-    let dir = match dir {
-        Ok(dir) => dir,
-        Err(error) if is_absent(error) => {
-            let here = rustix::fs::statat(root, path, AtFlags::SYMLINK_NOFOLLOW);
-            let is_file =
-                here.is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::RegularFile);
-            if is_file && let Ok(path) = String::from_utf8(path.to_vec()) {
-                found.push(path);
-            }
-            return Ok(());
+/// Gathers the regular files below `dir`, which is at `path`.
+fn collect(dir: &Merged, path: &[u8], found: &mut Vec<String>) -> io::Result<()> {
+    for (name, layers) in dir.names()? {
+        if Skip::Unversioned.skips(&name, 0) {
+            continue;
         }
-        Err(error) => return Err(error.into()),
-    };
-    for name in names(&dir)? {
-        let below = if path.is_empty() { name } else { [path, b"/", &name].concat() };
-        collect(root, &below, found)?;
+        let below = if path.is_empty() { name.clone() } else { [path, b"/", &name].concat() };
+        match dir.look(&name, &layers)? {
+            Found::Dir(child) => collect(&child, &below, found)?,
+            Found::Other(_, stat) => add_file(below, &stat, found),
+            Found::Absent | Found::Whiteout => {}
+        }
     }
     Ok(())
+}
+
+fn add_file(path: Vec<u8>, stat: &Stat, found: &mut Vec<String>) {
+    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+        && let Ok(path) = String::from_utf8(path)
+    {
+        found.push(path);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::{Pristine, Written};
-    use crate::tree::{Entry, open_host_dir};
+    use crate::tree::{Entry, Marks, Merged, open_host_dir};
     use patchwright_core::FileChange;
     use std::collections::BTreeMap;
     use std::sync::Arc;
@@ -275,7 +266,8 @@ mod tests {
             std::fs::write(at(d).join("f"), d).unwrap();
         }
         std::os::unix::fs::symlink("/etc", at("link")).unwrap();
-        let pristine = Pristine::Directory(open_host_dir(dir.path()).unwrap());
+        let dirs = vec![open_host_dir(dir.path()).unwrap()];
+        let pristine = Pristine::Merged(Merged::new(dirs, Marks::None));
         let mut written = Written::new(false);
         let dir_entry = |path: &str, opaque| Entry::Dir {
             path: path.as_bytes().to_vec(),

@@ -9,10 +9,10 @@ use patchwright_core::SandboxLimits;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 
 use crate::command;
-use crate::plan::LimitsRung;
-use crate::setup::PARTS;
+use crate::plan::{LimitsRung, Plan, Source};
+use crate::setup::{Built, STATE};
 use crate::sys;
-use crate::tree::{self, Skip, Walk};
+use crate::tree::{Marks, Merged, Place, READ_DIR, Skip, Walk};
 use crate::wire::{Context, Decoder, Encoder, Kind, MAX_FRAME, Refusal, receive, send};
 
 /// Bytes of file data that one diff may take out.
@@ -30,6 +30,10 @@ pub struct Helper<'a> {
     pub stream: &'a UnixStream,
     /// The writable file system.
     pub writable: &'a OwnedFd,
+    /// All layers, by number.
+    pub stack: &'a OwnedFd,
+    /// What the sandbox is made of.
+    pub plan: &'a Plan,
     /// Bounds.
     pub limits: &'a SandboxLimits,
     /// How memory is bounded.
@@ -39,14 +43,10 @@ pub struct Helper<'a> {
 }
 
 /// Serves until the end.
-pub fn serve(
-    stream: &UnixStream,
-    writable: &OwnedFd,
-    limits: &SandboxLimits,
-    rung: LimitsRung,
-) -> ! {
+pub fn serve(stream: &UnixStream, built: &Built, plan: &Plan, rung: LimitsRung) -> ! {
     let Ok(signals) = sys::child_signals() else { sys::exit(1) };
-    let helper = Helper { stream, writable, limits, rung, signals };
+    let (writable, stack, limits) = (&built.writable, &built.stack, &plan.limits);
+    let helper = Helper { stream, writable, stack, plan, limits, rung, signals };
     if send(&mut &*stream, Kind::Ready, &[]).is_err() {
         sys::exit(1);
     }
@@ -85,20 +85,52 @@ impl Helper<'_> {
         let mut to = BufWriter::with_capacity(256 << 10, self.stream);
         let scope = Decoder::new(body).u8().step("read a request")?;
         if scope == SNAPSHOT_CHANGES {
-            let repo = self.open_part("repo")?;
-            Walk::new(&mut to, Skip::Unversioned, MAX_DIFF).send(&repo, b"")?;
+            self.send_changes(&mut to)?;
         } else {
             let mut walk = Walk::new(&mut to, Skip::Nothing, self.limits.disk_bytes);
-            for (part, _) in PARTS {
-                walk.send_whole(&self.open_part(part)?, part.as_bytes())?;
+            for name in STATE {
+                walk.send_merged(&self.layers(name)?, name.as_bytes())?;
             }
         }
         send(&mut to, Kind::End, &[]).step("send a tree")?;
         to.flush().step("send a tree")
     }
 
-    fn open_part(&self, part: &str) -> Result<OwnedFd, Refusal> {
-        rustix::fs::openat(self.writable, part, tree::READ_DIR, Mode::empty()).step(part)
+    /// Sends what was written at the repository's place, after a byte that says whether it stands
+    /// alone or lies over the pristine tree.
+    fn send_changes(&self, to: &mut BufWriter<&UnixStream>) -> Result<(), Refusal> {
+        let place = match &self.plan.source {
+            Source::Tree => self.layers("own")?.at(b"repo").step("repo")?,
+            Source::Directory(_) => Place::Dir(self.layers("repo")?),
+            Source::InRoot => {
+                let workdir = self.plan.workdir.as_bytes();
+                self.layers("image")?.at(workdir).step(&self.plan.workdir)?
+            }
+        };
+        let (alone, written) = match place {
+            Place::Dir(written) => {
+                let alone = self.plan.source == Source::Tree || written.hides();
+                (alone, Some(written))
+            }
+            Place::Absent => (false, None),
+            Place::Gone | Place::Other(..) => (true, None),
+        };
+        send(to, Kind::Done, &[u8::from(alone)]).step("send a tree")?;
+        written.map_or(Ok(()), |dir| Walk::new(to, Skip::Unversioned, MAX_DIFF).send(&dir, b""))
+    }
+
+    /// A directory of all layers that have it.
+    fn layers(&self, name: &str) -> Result<Merged, Refusal> {
+        let mut dirs = Vec::new();
+        for number in (0..=self.plan.sealed.layers).rev() {
+            let path = format!("{number}/{name}");
+            match rustix::fs::openat(self.stack, &path, READ_DIR, Mode::empty()) {
+                Ok(dir) => dirs.push(dir),
+                Err(rustix::io::Errno::NOENT) => {}
+                Err(error) => return Err(error).step(&path),
+            }
+        }
+        Ok(Merged::new(dirs, Marks::Overlay))
     }
 }
 

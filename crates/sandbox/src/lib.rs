@@ -12,9 +12,12 @@
 mod cgroup;
 mod command;
 mod diff;
+mod fill;
 mod helper;
 mod keeper;
 mod native;
+mod overlay;
+mod owners;
 mod plan;
 mod probe;
 mod provider;

@@ -3,26 +3,27 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::io::{self, BufReader, BufWriter, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use patchwright_core::{
-    ExecOutput, ExecRequest, ExecStatus, FileChange, RepoSource, Sandbox, SandboxError,
+    ExecOutput, ExecRequest, ExecStatus, FileChange, RepoSource, RootFs, Sandbox, SandboxError,
     SandboxLimits, SandboxSpec,
 };
 
 use crate::command::{Command, Ended};
 use crate::diff::{Pristine, Written};
+use crate::fill::{open_repository, send_directory, send_files, send_upper};
 use crate::helper::{SNAPSHOT_ALL, SNAPSHOT_CHANGES, read_request, write_request};
-use crate::plan::{Plan, Source};
+use crate::overlay::MAX_LAYERS;
+use crate::plan::{Plan, Sealed, Source};
 use crate::provider::{Inner, Slot, died, from_refusal, host_error};
 use crate::python;
-use crate::template::HOME;
-use crate::tree::{self, Entry, Skip, Walk};
-use crate::wire::{Cause, Kind, MAX_FRAME, Refusal, receive, send};
+use crate::template::{HOME, MAX_STACK};
+use crate::tree::{Entry, Marks, Merged, Place};
+use crate::wire::{Cause, Kind, MAX_FRAME, Refusal, malformed, receive, send};
 
 /// How long PID 1 may take to answer, beyond what the request itself may take.
 const GRACE: Duration = Duration::from_mins(1);
@@ -30,14 +31,6 @@ const GRACE: Duration = Duration::from_mins(1);
 const MAX_OUTPUT: usize = 16 << 20;
 /// Memory that must be left when the disk, which is memory too, is full.
 const BESIDE_DISK: u64 = 32 << 20;
-/// Files of memory have one time of change, so that listings are the same in every sandbox:
-/// 2020-01-01 00:00:00 UTC.
-const MTIME: i64 = 1_577_836_800;
-
-fn no_images() -> SandboxError {
-    SandboxError::Unsupported("native sandboxes do not run container images yet".to_owned())
-}
-
 /// A native sandbox.
 pub struct NativeSandbox {
     inner: Arc<Inner>,
@@ -55,33 +48,42 @@ impl NativeSandbox {
         let source = match &spec.repo {
             RepoSource::Files(_) => Source::Tree,
             RepoSource::Directory(path) => {
-                let path = path.canonicalize().map_err(|error| SandboxError::Path {
-                    path: path.display().to_string(),
-                    reason: error.to_string(),
-                })?;
+                let path = canonical(path)?;
                 if inner.machine().overlay { Source::Directory(path) } else { Source::Tree }
             }
-            RepoSource::InRoot => return Err(no_images()),
+            RepoSource::InRoot => Source::InRoot,
         };
+        let layers = match &spec.root {
+            RootFs::Host => Vec::new(),
+            RootFs::Layers(layers) => image_layers(layers)?,
+        };
+        if layers.is_empty() && source == Source::InRoot {
+            return Err(SandboxError::Unsupported(
+                "a repository in the root needs a root of its own: an image or a directory"
+                    .to_owned(),
+            ));
+        }
         let mut read_only = Vec::new();
         for (from, to) in &spec.read_only_mounts {
-            let from = from.canonicalize().map_err(|error| SandboxError::Path {
-                path: from.display().to_string(),
-                reason: error.to_string(),
-            })?;
-            read_only.push((from, to.clone()));
+            read_only.push((canonical(from)?, to.clone()));
         }
-        let limits = spec.limits.clone();
-        let plan = Plan { workdir: spec.workdir.clone(), source, read_only, limits };
+        let plan = Plan {
+            layers,
+            workdir: spec.workdir.clone(),
+            source,
+            read_only,
+            limits: spec.limits.clone(),
+            sealed: Sealed::default(),
+        };
         let mut sandbox = Self {
             inner: Arc::clone(inner),
             slot: None,
             plan,
             repo: spec.repo.clone(),
-            env: environment(&spec.env),
+            env: environment(&spec.root, &spec.env),
         };
         match sandbox.start_fresh() {
-            Err(Start::NoOverlay(_)) => {
+            Err(Start::NoOverlay(_)) if sandbox.plan.layers.is_empty() => {
                 sandbox.plan.source = Source::Tree;
                 sandbox.start_fresh().map_err(SandboxError::from)?;
             }
@@ -98,7 +100,7 @@ impl NativeSandbox {
             RepoSource::Files(files) => send_files(files, to),
             RepoSource::Directory(path) if whole => send_directory(path, disk_bytes, to),
             RepoSource::Directory(path) => send_upper(path, to),
-            RepoSource::InRoot => Err(no_images()),
+            RepoSource::InRoot => Ok(()),
         })
     }
 
@@ -182,19 +184,40 @@ impl NativeSandbox {
     fn pristine(&self) -> Result<Pristine, SandboxError> {
         match &self.repo {
             RepoSource::Files(files) => Ok(Pristine::Files(Arc::clone(files))),
-            RepoSource::Directory(path) => open_repository(path).map(Pristine::Directory),
-            RepoSource::InRoot => Err(no_images()),
+            RepoSource::Directory(path) => {
+                let dirs = vec![open_repository(path)?];
+                Ok(Pristine::Merged(Merged::new(dirs, Marks::None)))
+            }
+            RepoSource::InRoot => {
+                let failed = |e: rustix::io::Errno| host_error("read the image's layers", e.into());
+                let dirs = self.plan.layers.iter().map(|path| open_repository(path));
+                let root = Merged::new(dirs.collect::<Result<_, _>>()?, Marks::Unpacked);
+                Ok(Pristine::Merged(
+                    match root.at(self.plan.workdir.as_bytes()).map_err(failed)? {
+                        Place::Dir(dir) => dir,
+                        _ => Merged::new(Vec::new(), Marks::Unpacked),
+                    },
+                ))
+            }
         }
     }
 
     fn written(&mut self) -> Result<Written, SandboxError> {
         let Some(slot) = &self.slot else { return Err(died("it was used after its end")) };
-        let mut written = Written::new(self.plan.source == Source::Tree);
+        let mut written = Written::new(false);
         let mut refused = None;
         let taken = (|| -> io::Result<()> {
             slot.stream.set_read_timeout(Some(GRACE))?;
             send(&mut &slot.stream, Kind::Snapshot, &[SNAPSHOT_CHANGES])?;
             let mut from = BufReader::with_capacity(128 << 10, &slot.stream);
+            match receive(&mut from)? {
+                Some((Kind::Done, body)) => written = Written::new(body == [1]),
+                Some((Kind::Refused, body)) => {
+                    refused = Some(from_refusal(Refusal::decode(&body)?));
+                    return Ok(());
+                }
+                _ => return Err(malformed("it answered out of protocol")),
+            }
             loop {
                 match Entry::receive(&mut from)? {
                     Ok(Some(entry)) => {
@@ -370,16 +393,47 @@ fn check(limits: &SandboxLimits) -> Result<(), SandboxError> {
     Ok(())
 }
 
+fn canonical(path: &Path) -> Result<PathBuf, SandboxError> {
+    path.canonicalize().map_err(|error| SandboxError::Path {
+        path: path.display().to_string(),
+        reason: error.to_string(),
+    })
+}
+
+/// The directories that an image is, found on the host.
+fn image_layers(layers: &[PathBuf]) -> Result<Vec<PathBuf>, SandboxError> {
+    // Some room is for the layers of forks.
+    let most = MAX_LAYERS - MAX_STACK;
+    if layers.is_empty() || layers.len() > most {
+        return Err(SandboxError::Unsupported(format!(
+            "an image must have 1 to {most} layers, this one has {}",
+            layers.len()
+        )));
+    }
+    layers
+        .iter()
+        .map(|path| {
+            let path = canonical(path)?;
+            if path.is_dir() {
+                return Ok(path);
+            }
+            let reason = "is not a directory, as a layer must be".to_owned();
+            Err(SandboxError::Path { path: path.display().to_string(), reason })
+        })
+        .collect()
+}
+
 /// What every command finds in its environment.
-fn environment(own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+fn environment(root: &RootFs, own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    let path = match &python::find().bin {
-        Some(bin) => format!("{}:{system}", bin.display()),
-        None => system.to_owned(),
+    let (path, home) = match (root, &python::find().bin) {
+        (RootFs::Host, Some(bin)) => (format!("{}:{system}", bin.display()), HOME),
+        (RootFs::Host, None) => (system.to_owned(), HOME),
+        (RootFs::Layers(_), _) => (system.to_owned(), "/root"),
     };
     let mut env: BTreeMap<String, String> = [
         ("PATH", path.as_str()),
-        ("HOME", HOME),
+        ("HOME", home),
         ("LANG", "C.UTF-8"),
         ("PYTHONDONTWRITEBYTECODE", "1"),
         ("PYTHONHASHSEED", "0"),
@@ -411,63 +465,4 @@ fn not_started(why: &str) -> ExecOutput {
         stderr: format!("{why}\n").into_bytes(),
         dropped_bytes: 0,
     }
-}
-
-/// Sends files of memory as the repository.
-fn send_files(
-    files: &BTreeMap<String, String>,
-    to: &mut BufWriter<&UnixStream>,
-) -> Result<(), SandboxError> {
-    let dir = |path: &str| {
-        let path = path.as_bytes().to_vec();
-        Entry::Dir { path, mode: 0o755, mtime_s: MTIME, mtime_ns: 0, opaque: false }
-    };
-    let failed = |error| host_error("send the repository", error);
-    let mut made = std::collections::BTreeSet::new();
-    dir("repo").send(to).map_err(failed)?;
-    for (name, text) in files {
-        if !tree::is_clean(name.as_bytes()) {
-            return Err(SandboxError::Path {
-                path: name.clone(),
-                reason: "is not a relative path of plain names".to_owned(),
-            });
-        }
-        let path = format!("repo/{name}");
-        for (at, _) in path.match_indices('/').skip(1) {
-            if made.insert(path[..at].to_owned()) {
-                dir(&path[..at]).send(to).map_err(failed)?;
-            }
-        }
-        let (path, size) = (path.into_bytes(), text.len() as u64);
-        Entry::File { path, mode: 0o644, mtime_s: MTIME, mtime_ns: 0, size }
-            .send(to)
-            .map_err(failed)?;
-        for (n, data) in text.as_bytes().chunks(1 << 20).enumerate() {
-            let chunk = Entry::Chunk { offset: (n as u64) << 20, data: data.to_vec() };
-            chunk.send(to).map_err(failed)?;
-        }
-    }
-    Ok(())
-}
-
-/// Sends a host directory as the repository, where it cannot be shared.
-fn send_directory(
-    path: &Path,
-    disk_bytes: u64,
-    to: &mut BufWriter<&UnixStream>,
-) -> Result<(), SandboxError> {
-    let dir = open_repository(path)?;
-    Walk::new(to, Skip::TopGit, disk_bytes).send_whole(&dir, b"repo").map_err(from_refusal)
-}
-
-/// Sends the upper layer over a host directory: nothing but what hides its `.git`.
-fn send_upper(path: &Path, to: &mut BufWriter<&UnixStream>) -> Result<(), SandboxError> {
-    let dir = open_repository(path)?;
-    Walk::new(to, Skip::Nothing, 0).own_entry(&dir, b"repo").map_err(from_refusal)?;
-    let git = Entry::Whiteout { path: b"repo/.git".to_vec() };
-    git.send(to).map_err(|error| host_error("send the repository", error))
-}
-
-fn open_repository(path: &Path) -> Result<OwnedFd, SandboxError> {
-    tree::open_host_dir(path).map_err(|e| host_error(&format!("open {}", path.display()), e.into()))
 }

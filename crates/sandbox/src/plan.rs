@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use patchwright_core::SandboxLimits;
 
+use crate::template::INSIDE_ID;
 use crate::wire::{Decoder, Encoder, malformed};
 
 /// How the bound on memory is enforced. The other bounds never depend on it: processes are
@@ -121,11 +122,26 @@ pub enum Source {
     Tree,
     /// A host directory below an overlay; the tree that follows is the upper layer.
     Directory(PathBuf),
+    /// It is a part of the root's layers.
+    InRoot,
+}
+
+/// The writable layers of earlier lives of a sandbox, which are only read now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sealed {
+    /// How many; without any there is no handle to them either.
+    pub layers: u32,
+    /// Bytes that they hold.
+    pub bytes: u64,
+    /// Files, directories and links that they hold.
+    pub inodes: u64,
 }
 
 /// One sandbox.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
+    /// Host directories that the root is made of, the topmost first; none for the host's own.
+    pub layers: Vec<PathBuf>,
     /// Absolute path of the repository inside.
     pub workdir: String,
     /// The repository.
@@ -134,16 +150,23 @@ pub struct Plan {
     pub read_only: Vec<(PathBuf, String)>,
     /// Bounds.
     pub limits: SandboxLimits,
+    /// What it starts from.
+    pub sealed: Sealed,
 }
 
 impl Plan {
     /// The message.
     pub fn encode(&self) -> Vec<u8> {
         let mut body = Encoder::default();
+        body.u32(self.layers.len() as u32);
+        for layer in &self.layers {
+            body.bytes(path_bytes(layer));
+        }
         body.str(&self.workdir);
         match &self.source {
             Source::Tree => body.u8(0),
             Source::Directory(path) => body.u8(1).bytes(path_bytes(path)),
+            Source::InRoot => body.u8(2),
         };
         body.u32(self.read_only.len() as u32);
         for (from, to) in &self.read_only {
@@ -152,16 +175,19 @@ impl Plan {
         let limits = &self.limits;
         body.u64(limits.memory_bytes).u64(limits.num_processes).u64(limits.cpu_seconds);
         body.u64(limits.output_bytes as u64).u64(limits.disk_bytes);
+        body.u32(self.sealed.layers).u64(self.sealed.bytes).u64(self.sealed.inodes);
         body.0
     }
 
     /// Reads the message.
     pub fn decode(body: &[u8]) -> io::Result<Self> {
         let mut body = Decoder::new(body);
+        let layers = (0..body.u32()?).map(|_| path(&mut body)).collect::<Result<_, _>>()?;
         let workdir = body.string()?;
         let source = match body.u8()? {
             0 => Source::Tree,
-            _ => Source::Directory(path(&mut body)?),
+            1 => Source::Directory(path(&mut body)?),
+            _ => Source::InRoot,
         };
         let mut read_only = Vec::new();
         for _ in 0..body.u32()? {
@@ -174,7 +200,14 @@ impl Plan {
             output_bytes: body.u64()? as usize,
             disk_bytes: body.u64()?,
         };
-        Ok(Self { workdir, source, read_only, limits })
+        let sealed = Sealed { layers: body.u32()?, bytes: body.u64()?, inodes: body.u64()? };
+        Ok(Self { layers, workdir, source, read_only, limits, sealed })
+    }
+
+    /// User and group id that commands see as their own. An image's programs expect to be root;
+    /// with no power of root's it is a name and nothing else.
+    pub fn inside_id(&self) -> u32 {
+        if self.layers.is_empty() { INSIDE_ID } else { 0 }
     }
 }
 
@@ -189,7 +222,7 @@ fn path(body: &mut Decoder<'_>) -> io::Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Boot, LimitsRung, Machine, Plan, Source};
+    use super::{Boot, LimitsRung, Machine, Plan, Sealed, Source};
     use std::path::PathBuf;
 
     #[test]
@@ -200,10 +233,12 @@ mod tests {
         let machine = Machine { rung: LimitsRung::Watchdog, privileged: true, overlay: false };
         assert_eq!(Machine::decode(&machine.encode()).unwrap(), machine);
         let plan = Plan {
+            layers: vec![PathBuf::from("/l1"), PathBuf::from("/l0")],
             workdir: "/testbed".to_owned(),
             source: Source::Directory(PathBuf::from("/r")),
             read_only: vec![(PathBuf::from("/a"), "/b".to_owned())],
             limits: patchwright_core::SandboxLimits::default(),
+            sealed: Sealed { layers: 3, bytes: 1 << 40, inodes: 9 },
         };
         assert_eq!(Plan::decode(&plan.encode()).unwrap(), plan);
         assert!(Plan::decode(&plan.encode()[..20]).is_err());

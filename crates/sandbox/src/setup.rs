@@ -1,50 +1,57 @@
 //! Sets one sandbox up, as its PID 1, and gives up every power that was needed for it.
 //!
-//! One tmpfs holds all that is writable, so that one size bounds it and one walk copies it:
+//! A tmpfs holds all that is writable, so that one size bounds it and one walk copies it. It is
+//! the topmost layer of the sandbox's stack; the ones below it are sealed: what this sandbox, or
+//! the one it was forked from, had written before a fork. A layer holds
 //! ```text
-//! writable/repo   the repository, or the overlay's upper layer   -> the plan's workdir
-//! writable/work   the overlay's own
-//! writable/root   the root: mount points and links, sealed once all is mounted
-//! writable/tmp    -> /tmp          writable/shm   -> /dev/shm      writable/home   -> /home/agent
+//! own/repo   the repository, where it is not an overlay  -> the plan's workdir
+//! own/tmp    -> /tmp      own/shm    -> /dev/shm         own/home   -> /home/agent
+//! repo       what was written over a host directory      -> the plan's workdir
+//! image      what was written over an image's layers     -> /
+//! root       the root where there is no image: mount points and links, sealed once all is mounted
+//! work       the overlays' own
 //! ```
+//! In the first life of a sandbox `own` is the tmpfs's directory itself, later an overlay.
 
 use std::ffi::CString;
 use std::fs;
 use std::io::BufReader;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps};
 use rustix::mount::{MountFlags, UnmountFlags};
-use rustix::process::{Signal, WaitOptions};
+use rustix::process::Signal;
 use rustix::thread::CapabilitySet;
 
 use crate::keeper::{Identity, enter_user_namespace};
+use crate::overlay::{Overlay, no_overlay};
+pub use crate::owners::id_map;
+use crate::owners::{OwnerMap, show_as_user};
 use crate::plan::{Plan, Source};
 use crate::slot::{Ground, drain, source};
 use crate::sys;
 use crate::template::{
-    HOME, INSIDE_ID, LOWER, Parts, WRITABLE, attach, clone_tree, is_reserved, make_dirs,
-    mount_proc, seal,
+    HOME, IMAGE, LOWER, OWN, Parts, STACK, attach, clone_tree, is_reserved, make_dirs, mount_proc,
+    seal,
 };
 use crate::tree;
-use crate::wire::{Cause, Context, Refusal};
+use crate::wire::{Context, Kind, Refusal, send, send_descriptor};
 
 /// Parts of `/proc` that are hidden: they speak of the machine.
 const MASKED: [&str; 6] = ["kcore", "keys", "kmsg", "sysrq-trigger", "timer_list", "cmdline"];
 
-/// The parts of the writable file system that a copy of a sandbox has, with their modes.
-pub const PARTS: [(&str, u32); 4] =
-    [("repo", 0o755), ("tmp", 0o1777), ("shm", 0o1777), ("home", 0o755)];
+/// The directories of a layer that hold a sandbox's state, in the order in which they travel.
+pub const STATE: [&str; 3] = ["own", "repo", "image"];
 
-/// Makes one owner's files appear as the commands' own.
-pub struct OwnerMap {
-    /// User and group.
-    owner: (u32, u32),
-    /// The user namespace whose map it is.
-    users: OwnedFd,
+/// What a sandbox is served with once it is built.
+pub struct Built {
+    /// The topmost layer.
+    pub writable: OwnedFd,
+    /// The whole stack, by number, as a tree of mounts that can be attached elsewhere.
+    pub stack: OwnedFd,
 }
 
 /// Opens the plan's host directories. Called while the host's files are in view.
@@ -53,15 +60,19 @@ pub fn find_sources(
     overlay: bool,
     owner: &mut Option<OwnerMap>,
 ) -> Result<(), Refusal> {
-    if let Source::Directory(path) = &ground.plan.source {
-        if !overlay {
-            return Err(no_overlay("tmpfs has no user attributes (kernel before 6.6)"));
-        }
+    let directory = match &ground.plan.source {
+        Source::Directory(path) => Some(path),
+        Source::Tree | Source::InRoot => None,
+    };
+    if !overlay && (directory.is_some() || !ground.plan.layers.is_empty()) {
+        return Err(no_overlay("tmpfs has no user attributes (kernel before 6.6)"));
+    }
+    for path in ground.plan.layers.iter().chain(directory) {
         let tree = source(path)?;
         if ground.identity.privileged {
             show_as_user(&tree, ground.identity, owner)?;
         }
-        ground.lower = Some(tree);
+        ground.lowers.push(tree);
     }
     for (from, _) in &ground.plan.read_only {
         let tree = source(from)?;
@@ -72,73 +83,13 @@ pub fn find_sources(
     Ok(())
 }
 
-fn no_overlay(why: impl Into<String>) -> Refusal {
-    Refusal { cause: Cause::NoOverlay, what: "overlay".to_owned(), why: why.into(), errno: 0 }
-}
-
-/// Makes the files of a directory's owner appear as the commands' own: a file whose owner is not
-/// known inside cannot be changed through an overlay.
-fn show_as_user(
-    tree: &OwnedFd,
-    identity: Identity,
-    held: &mut Option<OwnerMap>,
-) -> Result<(), Refusal> {
-    let stat = rustix::fs::fstat(tree).step("look at the repository")?;
-    if stat.st_uid == identity.uid && stat.st_gid == identity.gid {
-        return Ok(());
-    }
-    let owner = (stat.st_uid, stat.st_gid);
-    let map = match held.take() {
-        Some(map) if map.owner == owner => map,
-        _ => OwnerMap {
-            owner,
-            users: id_map(
-                &format!("{} {} 1", owner.0, identity.uid),
-                &format!("{} {} 1", owner.1, identity.gid),
-            )?,
-        },
-    };
-    let shown = sys::mount_setattr(tree.as_fd(), c"", false, 0, Some(map.users.as_fd()));
-    *held = Some(map);
-    shown.map_err(|error| no_overlay(format!("its file system cannot map owners: {error}")))
-}
-
-/// A user namespace that exists only for its maps.
-fn id_map(uid_map: &str, gid_map: &str) -> Result<OwnedFd, Refusal> {
-    use rustix::pipe::{PipeFlags, pipe_with};
-    let (name_in, name_out) = pipe_with(PipeFlags::CLOEXEC).step("pipe")?;
-    let (hold_in, hold_out) = pipe_with(PipeFlags::CLOEXEC).step("pipe")?;
-    let Some(pid) = sys::fork(libc::CLONE_NEWUSER).step("make a user namespace")? else {
-        drop(hold_out);
-        // Its number in the procfs that is in view, which is another PID namespace's.
-        let own = rustix::fs::readlink("/proc/self", Vec::new()).unwrap_or_default();
-        let _ = rustix::io::write(&name_out, own.as_bytes());
-        drop(name_out);
-        let _ = rustix::io::read(&hold_in, &mut [0u8; 1]);
-        sys::exit(0);
-    };
-    drop((name_out, hold_in));
-    let made = (|| {
-        let mut name = [0u8; 32];
-        let n = rustix::io::read(&name_in, &mut name)?;
-        let proc = Path::new("/proc").join(String::from_utf8_lossy(&name[..n]).as_ref());
-        fs::write(proc.join("uid_map"), uid_map)?;
-        fs::write(proc.join("gid_map"), gid_map)?;
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        Ok::<_, std::io::Error>(rustix::fs::open(proc.join("ns/user"), flags, Mode::empty())?)
-    })();
-    drop(hold_out);
-    let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
-    made.step("map owners")
-}
-
-/// Builds the sandbox and gives its writable file system, which is nowhere in view. On return the
-/// process has no power over anything outside.
-pub fn build(ground: &Ground<'_>, stream: &mut UnixStream) -> Result<OwnedFd, Refusal> {
+/// Builds the sandbox; its layers are nowhere in view. On return the process has no power over
+/// anything outside.
+pub fn build(ground: &Ground<'_>, stream: &mut UnixStream) -> Result<Built, Refusal> {
     let plan = ground.plan;
     let identity = ground.identity;
-    let writable = match mount_writable(plan, identity) {
-        Ok(writable) => writable,
+    let built = match lay_stack(ground, stream) {
+        Ok(built) => built,
         Err(refusal) => {
             // The tree is read whatever happens: the host is sending it.
             let _ = drain(stream);
@@ -147,68 +98,179 @@ pub fn build(ground: &Ground<'_>, stream: &mut UnixStream) -> Result<OwnedFd, Re
     };
     // What is made from here on is the commands' own.
     sys::set_fs_ids(identity.uid, identity.gid);
-    fill(&writable, stream)?;
+    fill(ground, &built.writable, stream)?;
 
-    let root = lay_root(ground.parts)?;
-    for (part, at) in [("tmp", "tmp"), ("shm", "dev/shm"), ("home", &HOME[1..])] {
-        bind(&Path::new(WRITABLE).join(part), &root.join(at))?;
-    }
+    let own = lay_own(ground)?;
+    let root = if plan.layers.is_empty() {
+        let root = lay_root(plan, ground.parts)?;
+        bind(&own.join("tmp"), &root.join("tmp"))?;
+        bind(&own.join("home"), &root.join(&HOME[1..]))?;
+        root
+    } else {
+        lay_image(ground)?
+    };
+    bind(&own.join("shm"), &root.join("dev/shm"))?;
     for (tree, (_, at)) in ground.read_only.iter().zip(&plan.read_only) {
-        attach(tree, &mountpoint(&root, at)?)?;
+        attach(tree, &mountpoint(plan, &root, at)?)?;
     }
-    mount_repository(ground, &root)?;
+    mount_repository(ground, &own, &root)?;
     let hidden_proc = mount_proc()?;
     show_proc(&root.join("proc"))?;
-    seal(&root)?;
+    if plan.layers.is_empty() {
+        seal(&root)?;
+    }
 
     rustix::process::chdir(&root).step("enter the root")?;
     rustix::process::pivot_root(".", ".").step("make it the root")?;
-    // With the template goes the way to the writable layer.
+    // With the template goes the way to the layers.
     rustix::mount::unmount(".", UnmountFlags::DETACH).step("hide the template")?;
     rustix::process::chdir("/").step("enter the root")?;
 
-    enter_user_namespace(identity, INSIDE_ID, INSIDE_ID)?;
+    enter_user_namespace(identity, plan.inside_id(), plan.inside_id())?;
     finish(&hidden_proc)?;
-    Ok(writable)
+    Ok(built)
 }
 
-fn mount_writable(plan: &Plan, identity: Identity) -> Result<OwnedFd, Refusal> {
-    let bytes = plan.limits.disk_bytes;
+/// Path of this sandbox's own layer.
+fn layer(plan: &Plan) -> PathBuf {
+    Path::new(STACK).join(plan.sealed.layers.to_string())
+}
+
+/// A directory of every sealed layer, the topmost first.
+fn sealed(plan: &Plan, name: &str) -> impl Iterator<Item = PathBuf> {
+    let name = name.to_owned();
+    (0..plan.sealed.layers).rev().map(move |n| Path::new(STACK).join(n.to_string()).join(&name))
+}
+
+/// Puts the sealed layers in their places and a new one on top.
+fn lay_stack(ground: &Ground<'_>, stream: &mut UnixStream) -> Result<Built, Refusal> {
+    let plan = ground.plan;
+    let stack = Path::new(STACK);
+    match &ground.stack {
+        None => bind(stack, stack)?,
+        Some(handle) => {
+            attach(handle, stack)?;
+            // A handle serves once: whoever gave it may want to fork once more from there.
+            let again = clone_tree(stack)?;
+            send(stream, Kind::Stack, &[])
+                .and_then(|()| send_descriptor(stream, &again))
+                .step("hand the sealed layers back")?;
+        }
+    }
+    let at = layer(plan);
+    mount_layer(plan, ground.identity, &at)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let writable = rustix::fs::open(&at, flags, Mode::empty()).step("open the writable layer")?;
+    Ok(Built { writable, stack: clone_tree(stack)? })
+}
+
+fn mount_layer(plan: &Plan, identity: Identity, at: &Path) -> Result<(), Refusal> {
+    let disk_bytes = plan.limits.disk_bytes;
+    // What is sealed still takes its room: a fork makes no memory. Zero would mean no bound.
+    let bytes = disk_bytes.saturating_sub(plan.sealed.bytes).max(1 << 16);
     // An inode costs about a kilobyte of kernel memory that no size bounds.
-    let inodes = (bytes / 2048).max(4096);
+    let inodes = (disk_bytes / 2048).max(4096).saturating_sub(plan.sealed.inodes).max(64);
     let options = format!(
         "size={bytes},nr_inodes={inodes},mode=0755,uid={},gid={}",
         identity.uid, identity.gid
     );
     let options = CString::new(options).step("options")?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount("tmpfs", WRITABLE, "tmpfs", flags, Some(options.as_c_str()))
-        .step("mount the writable layer")?;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(WRITABLE, flags, Mode::empty()).step("open the writable layer")
+    rustix::mount::mount("tmpfs", at, "tmpfs", flags, Some(options.as_c_str()))
+        .step("mount the writable layer")
 }
 
-/// Makes the parts and the tree that the host sends.
-fn fill(writable: &OwnedFd, stream: &mut UnixStream) -> Result<(), Refusal> {
-    let made = (|| {
-        for (part, mode) in PARTS.into_iter().chain([("work", 0o700), ("root", 0o755)]) {
-            let mode = Mode::from_raw_mode(mode);
-            rustix::fs::mkdirat(writable, part, mode)?;
-            // Once more, past the umask.
-            rustix::fs::chmodat(writable, part, mode, rustix::fs::AtFlags::empty())?;
-        }
-        Ok::<_, rustix::io::Errno>(())
-    })();
+/// Makes the layer's directories and the tree that the host sends.
+fn fill(ground: &Ground<'_>, writable: &OwnedFd, stream: &mut UnixStream) -> Result<(), Refusal> {
+    let made = make_layer(ground, writable);
     // The tree is read whatever happened before: the host is sending it.
     let populated = tree::populate(&mut BufReader::new(stream), writable);
     made.step("make the writable layer")?;
     populated
 }
 
-/// Puts the root together: its own directory, so that no two sandboxes have one in common, with
-/// the template's mounts.
-fn lay_root(parts: &Parts) -> Result<PathBuf, Refusal> {
-    let root = Path::new(WRITABLE).join("root");
+fn make_layer(ground: &Ground<'_>, writable: &OwnedFd) -> Result<(), std::io::Error> {
+    let plan = ground.plan;
+    let make = |path: &str, mode: u32| {
+        let mode = Mode::from_raw_mode(mode);
+        rustix::fs::mkdirat(writable, path, mode)?;
+        // Once more, past the umask.
+        rustix::fs::chmodat(writable, path, mode, AtFlags::empty())
+    };
+    for (path, mode) in [("own", 0o755), ("root", 0o755), ("work", 0o700), ("work/own", 0o700)] {
+        make(path, mode)?;
+    }
+    if plan.sealed.layers == 0 {
+        make("own/shm", 0o1777)?;
+        if plan.layers.is_empty() {
+            make("own/tmp", 0o1777)?;
+            make("own/home", 0o755)?;
+        }
+    }
+    let layer = layer(plan);
+    for (name, wanted) in
+        [("repo", matches!(plan.source, Source::Directory(_))), ("image", !plan.layers.is_empty())]
+    {
+        if !wanted {
+            continue;
+        }
+        make(name, 0o755)?;
+        make(&format!("work/{name}"), 0o700)?;
+        if plan.sealed.layers > 0 {
+            // An overlay's own directory has the upper's mode and time.
+            let below = fs::metadata(
+                Path::new(STACK).join((plan.sealed.layers - 1).to_string()).join(name),
+            )?;
+            like(&below, &layer.join(name))?;
+        }
+    }
+    if let Some(top) = ground.lowers.first()
+        && !plan.layers.is_empty()
+        && plan.sealed.layers == 0
+    {
+        let top = fs::File::from(top.try_clone()?).metadata()?;
+        like(&top, &layer.join("image"))?;
+    }
+    Ok(())
+}
+
+/// Gives a directory another's mode and time.
+fn like(other: &fs::Metadata, dir: &Path) -> std::io::Result<()> {
+    fs::set_permissions(dir, fs::Permissions::from_mode(other.mode() & 0o7777))?;
+    let omit = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT as _ };
+    let time = Timespec { tv_sec: other.mtime(), tv_nsec: other.mtime_nsec() as _ };
+    let times = Timestamps { last_access: omit, last_modification: time };
+    rustix::fs::utimensat(CWD, dir, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(())
+}
+
+/// Mounts the overlay whose upper is `name` of this sandbox's layer.
+fn overlay(ground: &Ground<'_>, name: &str, base: &[PathBuf], at: &Path) -> Result<(), Refusal> {
+    let plan = ground.plan;
+    let lowers: Vec<_> = sealed(plan, name).chain(base.iter().cloned()).collect();
+    let layer = layer(plan);
+    let overlay = Overlay {
+        lowers: &lowers,
+        upper: &layer.join(name),
+        work: &layer.join("work").join(name),
+        links: ground.identity.privileged && plan.sealed.layers > 0,
+    };
+    overlay.mount(at, ground.identity)
+}
+
+/// The directory with the sandbox's own parts.
+fn lay_own(ground: &Ground<'_>) -> Result<PathBuf, Refusal> {
+    if ground.plan.sealed.layers == 0 {
+        return Ok(layer(ground.plan).join("own"));
+    }
+    overlay(ground, "own", &[], Path::new(OWN))?;
+    Ok(PathBuf::from(OWN))
+}
+
+/// Puts the root together where there is no image: its own directory, so that no two sandboxes
+/// have one in common, with the template's mounts.
+fn lay_root(plan: &Plan, parts: &Parts) -> Result<PathBuf, Refusal> {
+    let root = layer(plan).join("root");
     bind(&root, &root)?;
     (|| {
         for name in ["proc", "tmp", "run", "var", &HOME[1..]] {
@@ -229,46 +291,108 @@ fn lay_root(parts: &Parts) -> Result<PathBuf, Refusal> {
     Ok(root)
 }
 
-fn mount_repository(ground: &Ground<'_>, root: &Path) -> Result<(), Refusal> {
-    let at = mountpoint(root, &ground.plan.workdir)?;
-    let Some(lower) = &ground.lower else {
-        return bind(&Path::new(WRITABLE).join("repo"), &at);
-    };
-    attach(lower, Path::new(LOWER))?;
-    let options = format!(
-        "lowerdir={LOWER},upperdir={WRITABLE}/repo,workdir={WRITABLE}/work,userxattr,volatile"
-    );
-    let options = CString::new(options).step("options")?;
-    let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    // An overlay works on its layers with the powers of whoever mounts it: it must be able to
-    // change the files of its work directory, whose mode is 0.
-    let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    sys::set_fs_ids(own.0, own.1);
-    let mounted = rustix::mount::mount("overlay", &at, "overlay", flags, Some(options.as_c_str()));
-    sys::set_fs_ids(ground.identity.uid, ground.identity.gid);
-    mounted.map_err(|error| no_overlay(format!("mount: {error}")))
+/// Puts the root together from an image's layers. What stands in them is not trusted: a link in
+/// the place of a directory is refused, never followed.
+fn lay_image(ground: &Ground<'_>) -> Result<PathBuf, Refusal> {
+    let plan = ground.plan;
+    let base: Vec<_> =
+        (0..plan.layers.len()).map(|n| Path::new(LOWER).join(n.to_string())).collect();
+    for (tree, at) in ground.lowers.iter().zip(&base) {
+        attach(tree, at)?;
+    }
+    let root = PathBuf::from(IMAGE);
+    overlay(ground, "image", &base, &root)?;
+    for name in ["proc", "dev", "tmp"] {
+        let fresh = fs::symlink_metadata(root.join(name)).is_err();
+        let at = plain_dir(&root, name)
+            .map_err(|why| Refusal::path(format!("/{name} of the image"), why))?;
+        if fresh && name == "tmp" {
+            fs::set_permissions(at, fs::Permissions::from_mode(0o1777)).step("make /tmp")?;
+        }
+    }
+    attach(&clone_tree(Path::new("/dev"))?, &root.join("dev"))?;
+    show_hosts(plan, &root)?;
+    Ok(root)
 }
 
-/// Makes a directory to mount on, which must be the sandbox's own, not the system's.
-fn mountpoint(root: &Path, path: &str) -> Result<PathBuf, Refusal> {
-    let relative = path.strip_prefix('/').unwrap_or_default();
-    let first = relative.split('/').next().unwrap_or_default();
-    if !tree::is_clean(relative.as_bytes()) || is_reserved(first) {
-        let why = "is no place for a mount: it must be absolute, plain, and not the system's";
-        return Err(Refusal::path(path, why));
+/// Images come without names of hosts: who runs them is expected to give them.
+fn show_hosts(plan: &Plan, root: &Path) -> Result<(), Refusal> {
+    if fs::symlink_metadata(root.join("etc")).is_ok_and(|meta| !meta.is_dir()) {
+        return Ok(());
+    }
+    let at = root.join("etc/hosts");
+    match fs::symlink_metadata(&at) {
+        Ok(meta) if meta.is_file() && meta.len() == 0 => {}
+        // Nothing of ours in a diff of the whole image.
+        Err(_) if plan.workdir != "/" && make_dirs(&root.join("etc")).is_ok() => {
+            fs::write(&at, "").step("make /etc/hosts")?;
+        }
+        _ => return Ok(()),
+    }
+    bind(Path::new("/etc/hosts"), &at)
+}
+
+fn mount_repository(ground: &Ground<'_>, own: &Path, root: &Path) -> Result<(), Refusal> {
+    let plan = ground.plan;
+    match &plan.source {
+        Source::Tree => bind(&own.join("repo"), &mountpoint(plan, root, &plan.workdir)?),
+        Source::Directory(_) => {
+            let at = mountpoint(plan, root, &plan.workdir)?;
+            let lower = Path::new(LOWER).join(plan.layers.len().to_string());
+            let tree = ground.lowers.last().ok_or_else(|| no_overlay("no directory"))?;
+            attach(tree, &lower)?;
+            overlay(ground, "repo", &[lower], &at)
+        }
+        Source::InRoot => in_root(root, &plan.workdir),
+    }
+}
+
+/// Makes sure that the repository of an image is where the plan says.
+fn in_root(root: &Path, workdir: &str) -> Result<(), Refusal> {
+    let relative = workdir.strip_prefix('/').unwrap_or_default();
+    if workdir == "/" {
+        return Ok(());
+    }
+    if !tree::is_clean(relative.as_bytes()) {
+        return Err(Refusal::path(workdir, "is not an absolute path of plain names"));
     }
     let mut at = root.to_owned();
     for name in relative.split('/') {
         at.push(name);
-        if fs::symlink_metadata(&at).is_ok_and(|meta| !meta.is_dir()) {
-            return Err(Refusal::path(
-                path,
-                "cannot be mounted on: it leads through a link or file",
-            ));
+        if !fs::symlink_metadata(&at).is_ok_and(|meta| meta.is_dir()) {
+            let why = "is not a directory of the image (links are not followed)";
+            return Err(Refusal::path(workdir, why));
         }
     }
-    make_dirs(&at)
-        .map_err(|error| Refusal::path(path, format!("cannot be mounted on: {error}")))?;
+    Ok(())
+}
+
+/// Makes a directory to mount on, which must be the sandbox's own, not the system's.
+fn mountpoint(plan: &Plan, root: &Path, path: &str) -> Result<PathBuf, Refusal> {
+    let relative = path.strip_prefix('/').unwrap_or_default();
+    let first = relative.split('/').next().unwrap_or_default();
+    let reserved = if plan.layers.is_empty() {
+        is_reserved(first)
+    } else {
+        ["proc", "dev", "sys"].contains(&first)
+    };
+    if !tree::is_clean(relative.as_bytes()) || reserved {
+        let why = "is no place for a mount: it must be absolute, plain, and not the system's";
+        return Err(Refusal::path(path, why));
+    }
+    plain_dir(root, relative).map_err(|why| Refusal::path(path, why))
+}
+
+/// Makes a directory and its parents, none of which may be a link.
+fn plain_dir(root: &Path, relative: &str) -> Result<PathBuf, String> {
+    let mut at = root.to_owned();
+    for name in relative.split('/') {
+        at.push(name);
+        if fs::symlink_metadata(&at).is_ok_and(|meta| !meta.is_dir()) {
+            return Err("cannot be mounted on: it leads through a link or file".to_owned());
+        }
+    }
+    make_dirs(&at).map_err(|error| format!("cannot be mounted on: {error}"))?;
     Ok(at)
 }
 

@@ -15,12 +15,13 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 use crate::cgroup::{self, Slot as Cgroup};
 use crate::helper;
 use crate::keeper::{Identity, forbidden};
+use crate::owners::OwnerMap;
 use crate::plan::{LimitsRung, Plan, Source};
-use crate::setup::{self, OwnerMap};
+use crate::setup;
 use crate::spawner::{Spawner, slot_name};
 use crate::sys;
 use crate::template::{Parts, Views, clone_tree};
-use crate::wire::{Context, Kind, Refusal, receive, send};
+use crate::wire::{Context, Kind, Refusal, receive, receive_descriptor, send};
 
 /// Ends a sandbox that was refused while it was set up: the refusal is already sent, and what the
 /// host sends besides is read.
@@ -36,10 +37,13 @@ pub struct Ground<'a> {
     pub plan: &'a Plan,
     /// What the root is put together from.
     pub parts: &'a Parts,
-    /// The repository's directory, for an overlay.
-    pub lower: Option<OwnedFd>,
+    /// The image's layers, the topmost first, then the repository's directory: what overlays are
+    /// laid over.
+    pub lowers: Vec<OwnedFd>,
     /// The plan's read-only mounts, in its order.
     pub read_only: Vec<OwnedFd>,
+    /// The sealed layers.
+    pub stack: Option<OwnedFd>,
 }
 
 /// The slot's life.
@@ -101,7 +105,11 @@ struct Slot<'a> {
 impl Slot<'_> {
     /// Makes one sandbox and awaits its end. `Err` when the socket is no longer in step.
     fn host(&mut self, plan: &Plan, stream: &mut UnixStream) -> Result<(), ()> {
-        let ground = match self.ground(plan) {
+        let stack = match plan.sealed.layers {
+            0 => None,
+            _ => Some(receive_descriptor(&*stream).map_err(drop)?),
+        };
+        let ground = match self.ground(plan, stack) {
             Ok(ground) => ground,
             Err(refusal) => {
                 send(stream, Kind::Refused, &refusal.encode()).map_err(drop)?;
@@ -126,7 +134,7 @@ impl Slot<'_> {
         }
     }
 
-    fn ground<'p>(&mut self, plan: &'p Plan) -> Result<Ground<'p>, Refusal>
+    fn ground<'p>(&mut self, plan: &'p Plan, stack: Option<OwnedFd>) -> Result<Ground<'p>, Refusal>
     where
         Self: 'p,
     {
@@ -141,10 +149,13 @@ impl Slot<'_> {
             rung: self.spawner.rung,
             plan,
             parts: &self.views.parts,
-            lower: None,
+            lowers: Vec::new(),
             read_only: Vec::new(),
+            stack,
         };
-        let needs_host = matches!(plan.source, Source::Directory(_)) || !plan.read_only.is_empty();
+        let needs_host = matches!(plan.source, Source::Directory(_))
+            || !plan.layers.is_empty()
+            || !plan.read_only.is_empty();
         if needs_host {
             let mounts = Some(LinkNameSpaceType::Mount);
             use_view(&self.views.host, mounts)?;
@@ -167,10 +178,8 @@ pub fn source(path: &std::path::Path) -> Result<OwnedFd, Refusal> {
 
 /// PID 1 of a sandbox, from its birth on.
 fn sandbox(ground: &Ground<'_>, stream: &mut UnixStream) -> ! {
-    let limits = ground.plan.limits.clone();
-    let rung = ground.rung;
     match setup::build(ground, stream) {
-        Ok(writable) => helper::serve(stream, &writable, &limits, rung),
+        Ok(built) => helper::serve(stream, &built, ground.plan, ground.rung),
         Err(refusal) => {
             let sent = send(stream, Kind::Refused, &refusal.encode());
             let _ = stream.flush();

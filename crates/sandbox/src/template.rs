@@ -15,6 +15,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFla
 use rustix::thread::UnshareFlags;
 
 use crate::keeper::forbidden;
+use crate::overlay::MAX_LAYERS;
 use crate::sys;
 use crate::wire::{Context, Refusal};
 
@@ -22,10 +23,16 @@ use crate::wire::{Context, Refusal};
 pub const INSIDE_ID: u32 = 1000;
 /// Home directory of commands inside.
 pub const HOME: &str = "/home/agent";
-/// Where a sandbox's writable file system is while it is set up.
-pub const WRITABLE: &str = "/.writable";
-/// Where an overlay's lower layer is while it is set up.
+/// Where a sandbox's writable layers are while it is set up, by number, the oldest first.
+pub const STACK: &str = "/.stack";
+/// Where directories of the host are while overlays over them are set up, by number.
 pub const LOWER: &str = "/.lower";
+/// Where the overlay of a sandbox's own files is while it is set up.
+pub const OWN: &str = "/.own";
+/// Where the overlay of an image's files is while it is set up.
+pub const IMAGE: &str = "/.image";
+/// Writable layers of one sandbox, at most.
+pub const MAX_STACK: usize = 192;
 
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 const SYSTEM: [&str; 8] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "nix"];
@@ -172,8 +179,16 @@ pub fn make_dirs(path: &Path) -> io::Result<()> {
 }
 
 fn layout(root: &Path, etc: &Etc) -> io::Result<()> {
-    for name in ["proc", "dev/shm", "etc", ".writable", ".lower"] {
+    for name in ["proc", "dev/shm", "etc"] {
         make_dirs(&root.join(name))?;
+    }
+    for path in [STACK, LOWER, OWN, IMAGE] {
+        make_dirs(&root.join(&path[1..]))?;
+    }
+    for (path, count) in [(STACK, MAX_STACK), (LOWER, MAX_LAYERS)] {
+        for number in 0..count {
+            fs::create_dir(root.join(&path[1..]).join(number.to_string()))?;
+        }
     }
     for name in DEVICES {
         fs::write(root.join("dev").join(name), "")?;

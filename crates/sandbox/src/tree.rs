@@ -5,6 +5,7 @@
 //! hostile: nothing is ever resolved through a symbolic link or out of the root.
 
 mod make;
+mod merged;
 mod walk;
 
 use std::io::{self, Read, Write};
@@ -15,11 +16,12 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::wire::{Decoder, Encoder, Kind, Refusal, malformed, receive, send};
 pub use make::populate;
+pub use merged::{Found, Marks, Merged, Place};
 pub use walk::{Walk, names};
 
 /// Deepest directory that is walked or made.
 const MAX_DEPTH: usize = 200;
-/// Marks a directory of an overlay's upper layer that hides the lower one of the same name.
+/// Marks a directory of a layer that hides what the layers below have under its name.
 const OPAQUE: &str = "user.overlay.opaque";
 
 /// One entry of a tree.
@@ -214,7 +216,7 @@ pub fn open_host_dir(path: &Path) -> rustix::io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Entry, Skip, Walk, is_clean, open_host_dir, populate};
+    use super::{Entry, Marks, Merged, Skip, Walk, is_clean, open_host_dir, populate};
     use crate::wire::{Kind, send};
     use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
     use std::os::unix::fs::PermissionsExt;
@@ -329,7 +331,7 @@ mod tests {
         std::fs::set_permissions(at("d"), PermissionsExt::from_mode(0o500)).unwrap();
         let send_all = |root: &std::path::Path| {
             let mut wire = Vec::new();
-            let dir = open_host_dir(root).unwrap();
+            let dir = Merged::new(vec![open_host_dir(root).unwrap()], Marks::Overlay);
             Walk::new(&mut wire, Skip::Nothing, 1 << 30).send(&dir, b"").unwrap();
             send(&mut wire, Kind::End, &[]).unwrap();
             wire
@@ -337,7 +339,7 @@ mod tests {
         let wire = send_all(from.path());
         populate(&mut wire.as_slice(), &open_host_dir(to.path()).unwrap()).unwrap();
         assert!(send_all(to.path()) == wire);
-        let dir = open_host_dir(from.path()).unwrap();
+        let dir = Merged::new(vec![open_host_dir(from.path()).unwrap()], Marks::Overlay);
         let mut small = Vec::new();
         assert!(Walk::new(&mut small, Skip::Nothing, 1 << 20).send(&dir, b"").is_err());
     }

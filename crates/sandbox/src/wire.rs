@@ -4,7 +4,14 @@
 //! made with [`Encoder`] and read with [`Decoder`]; every length is checked before it is believed,
 //! because the helper lives beside untrusted commands.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
 
 /// Longest body of a frame, in bytes.
 pub const MAX_FRAME: usize = 64 << 20;
@@ -41,6 +48,8 @@ pub enum Kind {
     Snapshot = 23,
     /// Host to helper: kill everything and end.
     Destroy = 24,
+    /// Host to helper: hand the layers over, which are not written from now on, and end.
+    Seal = 25,
     /// Reply: the slot or sandbox is ready.
     Ready = 40,
     /// Reply: done; the body depends on the request.
@@ -49,11 +58,13 @@ pub enum Kind {
     Refused = 42,
     /// Reply of the slot: the sandbox is gone without a trace.
     Gone = 43,
+    /// Reply: layers as a descriptor, which follows.
+    Stack = 44,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
-        const ALL: [Kind; 18] = [
+        const ALL: [Kind; 20] = [
             Kind::Create,
             Kind::Dir,
             Kind::File,
@@ -68,10 +79,12 @@ impl Kind {
             Kind::Write,
             Kind::Snapshot,
             Kind::Destroy,
+            Kind::Seal,
             Kind::Ready,
             Kind::Done,
             Kind::Refused,
             Kind::Gone,
+            Kind::Stack,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
@@ -293,6 +306,32 @@ pub fn receive(from: &mut impl Read) -> io::Result<Option<(Kind, Vec<u8>)>> {
     let mut body = vec![0; len];
     from.read_exact(&mut body)?;
     Ok(Some((kind, body)))
+}
+
+/// Sends a descriptor, with one byte that carries it.
+pub fn send_descriptor(to: impl AsFd, descriptor: &OwnedFd) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor.as_fd()];
+    ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+    rustix::net::sendmsg(to, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives a descriptor. Nothing may have been read ahead of it.
+pub fn receive_descriptor(from: impl AsFd) -> io::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    rustix::net::recvmsg(from, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    ancillary
+        .drain()
+        .find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+            _ => None,
+        })
+        .ok_or_else(|| malformed("a descriptor did not come along"))
 }
 
 #[cfg(test)]

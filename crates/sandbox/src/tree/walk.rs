@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{Dir, FileType, Mode, OFlags, Stat};
 
-use super::{Entry, MAX_DEPTH, OPAQUE, READ_DIR, Skip, lossy, open_beneath};
+use super::{Entry, Found, MAX_DEPTH, Marks, Merged, Skip, lossy, open_beneath};
 use crate::wire::{Context, Refusal};
 
 /// Data of a file per frame, in bytes.
@@ -27,35 +27,43 @@ impl<'a, W: Write> Walk<'a, W> {
         Self { to, skip, budget, links: HashMap::new() }
     }
 
-    /// Sends `dir` itself, as `path`, and everything below it.
+    /// Sends a plain directory itself, as `path`, and everything below it.
     pub fn send_whole(&mut self, dir: &OwnedFd, path: &[u8]) -> Result<(), Refusal> {
-        self.own_entry(dir, path)?;
+        let dir = dir.try_clone().step(&lossy(path))?;
+        self.send_merged(&Merged::new(vec![dir], Marks::None), path)
+    }
+
+    /// Sends a directory of layers itself, as `path`, and everything below it.
+    pub fn send_merged(&mut self, dir: &Merged, path: &[u8]) -> Result<(), Refusal> {
+        if let Some(top) = dir.top() {
+            self.own_entry(top, path, dir.hides())?;
+        }
         self.send(dir, path)
     }
 
     /// Sends the entry of `dir` itself, as `path`.
-    pub fn own_entry(&mut self, dir: &OwnedFd, path: &[u8]) -> Result<(), Refusal> {
+    pub fn own_entry(&mut self, dir: &OwnedFd, path: &[u8], opaque: bool) -> Result<(), Refusal> {
         let stat = rustix::fs::fstat(dir).step(&lossy(path))?;
         let entry = Entry::Dir {
             path: path.to_vec(),
             mode: stat.st_mode & 0o7777,
             mtime_s: stat.st_mtime,
             mtime_ns: stat.st_mtime_nsec as u32,
-            opaque: false,
+            opaque,
         };
         entry.send(self.to).step("send a tree")
     }
 
     /// Sends everything below `dir`, whose own path in the tree is `prefix` (empty at the top).
-    pub fn send(&mut self, dir: &OwnedFd, prefix: &[u8]) -> Result<(), Refusal> {
+    pub fn send(&mut self, dir: &Merged, prefix: &[u8]) -> Result<(), Refusal> {
         self.directory(dir, prefix, 0)
     }
 
-    fn directory(&mut self, dir: &OwnedFd, prefix: &[u8], depth: usize) -> Result<(), Refusal> {
+    fn directory(&mut self, dir: &Merged, prefix: &[u8], depth: usize) -> Result<(), Refusal> {
         if depth > MAX_DEPTH {
             return Err(Refusal::limit(lossy(prefix), "directories are nested too deeply"));
         }
-        for name in names(dir).step(&lossy(prefix))? {
+        for (name, layers) in dir.names().step(&lossy(prefix))? {
             if self.skip.skips(&name, depth) {
                 continue;
             }
@@ -64,40 +72,38 @@ impl<'a, W: Write> Walk<'a, W> {
                 path.push(b'/');
             }
             path.extend_from_slice(&name);
-            self.entry(dir, &name, path, depth)?;
+            match dir.look(&name, &layers).step(&lossy(&path))? {
+                Found::Dir(child) => {
+                    if let Some(top) = child.top() {
+                        self.own_entry(top, &path, child.hides())?;
+                    }
+                    self.directory(&child, &path, depth + 1)?;
+                }
+                Found::Whiteout => Entry::Whiteout { path }.send(self.to).step("send a tree")?,
+                Found::Other(dir, stat) => self.other(dir, &name, path, &stat)?,
+                Found::Absent => {}
+            }
         }
         Ok(())
     }
 
-    fn entry(
+    fn other(
         &mut self,
         dir: &OwnedFd,
         name: &[u8],
         path: Vec<u8>,
-        depth: usize,
+        stat: &Stat,
     ) -> Result<(), Refusal> {
-        let here = lossy(&path);
-        let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).step(&here)?;
         let mode = stat.st_mode & 0o7777;
         let (mtime_s, mtime_ns) = (stat.st_mtime, stat.st_mtime_nsec as u32);
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => {
-                let child = open_beneath(dir, name, READ_DIR, Mode::empty()).step(&here)?;
-                let opaque = is_opaque(&child);
-                Entry::Dir { path: path.clone(), mode, mtime_s, mtime_ns, opaque }
-                    .send(self.to)
-                    .step("send a tree")?;
-                self.directory(&child, &path, depth + 1)
-            }
-            FileType::RegularFile => self.file(dir, name, path, &stat),
+            FileType::RegularFile => self.file(dir, name, path, stat),
             FileType::Symlink => {
+                let here = lossy(&path);
                 let target = rustix::fs::readlinkat(dir, name, Vec::new()).step(&here)?;
                 let target = target.into_bytes();
                 let link = Entry::Symlink { path, target, mtime_s, mtime_ns };
                 link.send(self.to).step("send a tree")
-            }
-            FileType::CharacterDevice if stat.st_rdev == 0 => {
-                Entry::Whiteout { path }.send(self.to).step("send a tree")
             }
             FileType::Fifo => {
                 let fifo = Entry::Fifo { path, mode, mtime_s, mtime_ns };
@@ -151,11 +157,6 @@ impl<'a, W: Write> Walk<'a, W> {
         }
         Ok(())
     }
-}
-
-fn is_opaque(dir: &OwnedFd) -> bool {
-    let mut value = [0u8; 4];
-    matches!(rustix::fs::fgetxattr(dir, OPAQUE, &mut value[..]), Ok(1) if value[0] == b'y')
 }
 
 /// The names in a directory, sorted, without `.` and `..`.

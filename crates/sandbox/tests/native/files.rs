@@ -92,7 +92,7 @@ fn listings_are_the_same_in_every_sandbox() {
     assert_eq!(stdout(&mut *a, list), stdout(&mut *b, list));
 }
 
-fn brief(changes: &[FileChange]) -> Vec<String> {
+pub fn brief(changes: &[FileChange]) -> Vec<String> {
     let show = |bytes: &Option<Vec<u8>>| {
         bytes.as_ref().map_or("-".to_owned(), |b| String::from_utf8_lossy(b).trim().to_owned())
     };
@@ -165,13 +165,14 @@ fn host_repository() -> tempfile::TempDir {
 }
 
 /// Every path with its mode, time and content.
-fn state(dir: &Path) -> Vec<String> {
+pub fn state(dir: &Path) -> Vec<String> {
     let mut out = Vec::new();
     let mut todo = vec![dir.to_owned()];
     while let Some(at) = todo.pop() {
         let meta = fs::symlink_metadata(&at).unwrap();
         let mode = meta.permissions().mode();
-        let text = if meta.is_file() { fs::read_to_string(&at).unwrap() } else { String::new() };
+        let bytes = if meta.is_file() { fs::read(&at).unwrap() } else { Vec::new() };
+        let text = String::from_utf8_lossy(&bytes);
         out.push(format!("{} {mode:o} {:?} {text}", at.display(), meta.modified().unwrap()));
         if meta.is_dir() {
             todo.extend(fs::read_dir(&at).unwrap().map(|e| e.unwrap().path()));

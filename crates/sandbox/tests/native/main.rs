@@ -4,6 +4,7 @@
 mod commands;
 mod files;
 mod isolation;
+mod layers;
 mod lifetime;
 mod limits;
 mod support;
