@@ -63,7 +63,8 @@ pub struct AgentRun {
     pub status: RolloutStatus,
     /// Why, unless it was submitted.
     pub failure: Option<FailureClass>,
-    /// What happened, for a failure of the infrastructure.
+    /// What happened, for a failure of the infrastructure, or for changes that are more than a
+    /// patch may hold: then there is no patch, and the failure is the model's.
     pub failure_detail: Option<String>,
     /// The repository's changes as a unified diff; empty when there are none or it failed.
     pub patch: String,
@@ -97,10 +98,13 @@ pub fn run_agent(
         trajectory: Trajectory::default(),
         policy_version: None,
     };
-    let ended = agent.turns(task).and_then(|status| Ok((status, agent.sandbox.diff()?)));
+    let ended = agent.turns(task).and_then(|status| Ok((status, agent.patch()?)));
     let Agent { trajectory, policy_version, .. } = agent;
     let (status, failure, failure_detail, patch) = match ended {
-        Ok((status, changes)) => (status, failure_of(status), None, patch::render(&changes)),
+        Ok((status, Ok(patch))) => (status, failure_of(status), None, patch),
+        Ok((status, Err(reason))) => {
+            (status, Some(FailureClass::Model), Some(reason), String::new())
+        }
         Err(Fault { class, detail }) => {
             (RolloutStatus::Failed, Some(class), Some(detail), String::new())
         }
@@ -157,6 +161,16 @@ struct Agent<'a> {
 }
 
 impl Agent<'_> {
+    /// What the agent changed; the inner error is a reason why that is more than a patch may hold,
+    /// which is the agent's doing and not the sandbox's.
+    fn patch(&mut self) -> Result<Result<String, String>, Fault> {
+        match self.sandbox.diff() {
+            Ok(changes) => Ok(Ok(patch::render(&changes))),
+            Err(error @ SandboxError::Limit(_)) => Ok(Err(error.to_string())),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// The loop.
     fn turns(&mut self, task: &TaskInstance) -> Result<RolloutStatus, Fault> {
         let config = self.config;

@@ -36,10 +36,24 @@ pub fn evaluations(results: &[EvaluationResult]) -> String {
     }
     let rows = sets.iter().flat_map(|set| results.iter().filter(|r| r.task_set == **set)).map(row);
     let k = match results.first().map(|r| r.pass_k) {
-        Some(k) if results.iter().all(|r| r.pass_k == k) => format!("Pass@{k}"),
-        _ => "Pass@k".to_owned(),
+        // Pass@1 has a column already.
+        Some(1) if results.iter().all(|r| r.pass_k == 1) => None,
+        Some(k) if results.iter().all(|r| r.pass_k == k) => Some(format!("Pass@{k}")),
+        _ => Some("Pass@k".to_owned()),
     };
-    table(&["Task set", "Policy", "Pass@1", &k, "Turns", "Tasks", "Runs"], &[2, 3, 4, 5, 6], rows)
+    let mut header = vec!["Task set", "Policy", "Pass@1", "Turns", "Tasks", "Runs"];
+    let mut right = vec![2, 3, 4, 5];
+    if let Some(k) = &k {
+        header.insert(3, k);
+        right.push(6);
+    }
+    let rows = rows.map(|mut row| {
+        if k.is_none() {
+            row.remove(3);
+        }
+        row
+    });
+    table(&header, &right, rows)
 }
 
 fn row(e: &EvaluationResult) -> Vec<String> {
@@ -60,6 +74,16 @@ fn row(e: &EvaluationResult) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use crate::progress::testing::evaluation;
+
+    /// Of one run nothing is known but Pass@1.
+    #[test]
+    fn one_run_has_one_column() {
+        let mut result = evaluation("base", "held-out", 0.1);
+        (result.num_runs, result.pass_k) = (1, 1);
+        let text = super::evaluations(&[result]);
+        assert_eq!(text.matches("Pass@").count(), 1, "{text}");
+        assert!(!text.contains('±'), "{text}");
+    }
 
     #[test]
     fn evaluations_are_grouped_by_set() {

@@ -88,6 +88,10 @@ impl AgentEnvironment {
                 rollout.solved = Some(grade.solved);
                 rollout.failure =
                     if grade.solved { None } else { rollout.failure.or(Some(FailureClass::Model)) };
+                if let Some(how) = grade.cheated {
+                    rollout.failure = Some(FailureClass::Cheat);
+                    rollout.failure_detail = Some(how);
+                }
             }
             Err(error) => {
                 rollout.status = RolloutStatus::Failed;

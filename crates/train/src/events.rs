@@ -105,6 +105,17 @@ pub enum RunEvent {
         /// How long it took (the part before an interruption is not counted).
         wall_seconds: f64,
     },
+    /// How far work of a stage is that is not rollouts: task sets being made, pretraining.
+    Progress {
+        /// What is being done, such as the task set's name.
+        part: String,
+        /// What is counted, such as `instances`.
+        unit: &'static str,
+        /// How many are done. Events may overtake one another; the largest counts.
+        num_done: usize,
+        /// How many there may be at most.
+        num_wanted: usize,
+    },
     /// Something worth saying, such as the way task sets are made.
     Notice(String),
     /// The run was asked to stop and has stopped; `--resume` goes on.
@@ -119,6 +130,19 @@ pub enum RunEvent {
         /// Seconds of this process.
         wall_seconds: f64,
     },
+}
+
+impl RunEvent {
+    /// [`RunEvent::StageStarted`] of what comes before the first stage.
+    pub fn setup_started() -> Self {
+        let plan = StagePlan {
+            name: crate::pipeline::SETUP.to_owned(),
+            kind: StageKind::Setup,
+            num_rollouts: 0,
+            num_iterations: 1,
+        };
+        Self::StageStarted { plan, first_iteration: 0 }
+    }
 }
 
 /// A finished rollout in short.

@@ -46,7 +46,8 @@ use run_dir::RunDir;
 ///
 /// # Errors
 /// [`TrainError`]; [`TrainError::Interrupted`] when `cancel` was set. What was finished is kept,
-/// and [`resume`] goes on.
+/// and [`resume`] goes on. [`TrainError::Cancelled`] when it was set before there was a run
+/// directory: then nothing was begun, and there is nothing to go on with.
 pub fn train(
     recipe: &Recipe,
     out: &Path,
@@ -56,7 +57,7 @@ pub fn train(
     let start = Instant::now();
     recipe.check_embedded()?;
     RunDir::check_free(out)?;
-    let world = World::open(recipe, observer)?;
+    let world = World::open(recipe, observer, cancel)?;
     let dir = RunDir::create(out, recipe)?;
     pipeline::start(recipe, dir, world, start.elapsed().as_secs_f64(), observer, cancel)
 }
@@ -73,6 +74,6 @@ pub fn resume(
 ) -> Result<Report, TrainError> {
     let (dir, recipe) = RunDir::open(dir)?;
     pipeline::check_unfinished(&dir)?;
-    let world = World::open(&recipe, observer)?;
+    let world = World::open(&recipe, observer, cancel)?;
     pipeline::resume(recipe, dir, world, observer, cancel)
 }

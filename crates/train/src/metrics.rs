@@ -127,8 +127,8 @@ pub struct EvaluationResult {
     pub pass_at_10: f64,
     /// Mean turns of a rollout.
     pub mean_turns: f64,
-    /// Rollouts without a grade because the infrastructure failed; counted as not solved here and
-    /// never trained on.
+    /// Rollouts without a grade because the infrastructure failed; left out of every number above:
+    /// neither a success nor a failure of the policy.
     pub num_failed_infrastructure: usize,
     /// Mean over sampled tokens of minus their log-probability.
     pub entropy: f64,

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use patchwright_core::{RepoSource, SandboxProvider, TaskInstance};
 use patchwright_tasks::rows::read_task_set;
 use patchwright_tasks::source::prepare_repo;
-use patchwright_tasks::validate::{BuildOptions, EmbeddedRepo, build_task_set};
+use patchwright_tasks::validate::{BuildOptions, BuildWatch, EmbeddedRepo, build_task_set_watched};
 use patchwright_tasks::{generated, katas, pool};
 
 use crate::environment::Task;
 use crate::error::TrainError;
-use crate::events::{Observer, RunEvent};
+use crate::events::{CancelToken, Observer, RunEvent};
 use crate::recipe::{TaskSetRecipe, TaskSource, TasksRecipe};
 
 /// The sets of a run.
@@ -30,12 +30,15 @@ pub struct TaskSets {
 ///
 /// # Errors
 /// [`TrainError::Task`] when a set cannot be made or read; [`TrainError::Setup`] when an
-/// evaluation set shares an instance or repository with the train set, or a set is empty.
+/// evaluation set shares an instance or repository with the train set, or a set is empty;
+/// [`TrainError::Cancelled`] soon after `cancel` was set: sets that are finished stay in the cache.
 pub fn task_sets(
     recipe: &TasksRecipe,
     provider: &dyn SandboxProvider,
     observer: &dyn Observer,
+    cancel: &CancelToken,
 ) -> Result<TaskSets, TrainError> {
+    observer.event(&RunEvent::setup_started());
     let mut sets = TaskSets::default();
     for (name, set) in
         [("train", &recipe.train), ("held-out", &recipe.held_out), ("transfer", &recipe.transfer)]
@@ -43,7 +46,8 @@ pub fn task_sets(
         if set.source == TaskSource::None {
             continue;
         }
-        let tasks = task_set(recipe, name, set, provider)?;
+        let watch = Watch { name, observer, cancel };
+        let tasks = task_set(recipe, set, provider, &watch)?;
         if tasks.is_empty() {
             return Err(TrainError::setup(format!("tasks.{name}"), "the set is empty"));
         }
@@ -62,19 +66,60 @@ pub fn task_sets(
     Ok(sets)
 }
 
+/// Passes on how far a set is, and that the run was asked to stop.
+struct Watch<'a> {
+    name: &'a str,
+    observer: &'a dyn Observer,
+    cancel: &'a CancelToken,
+}
+
+impl BuildWatch for Watch<'_> {
+    fn progress(&self, num_done: usize, num_wanted: usize) {
+        self.observer.event(&RunEvent::Progress {
+            part: self.name.to_owned(),
+            unit: "instances",
+            num_done,
+            num_wanted,
+        });
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+}
+
+impl Watch<'_> {
+    /// What a step ended with, unless it ended because the run was asked to stop.
+    fn unless_stopped<T, E>(&self, result: Result<T, E>) -> Result<T, TrainError>
+    where
+        TrainError: From<E>,
+    {
+        if self.cancel.is_cancelled() {
+            return Err(TrainError::Cancelled);
+        }
+        Ok(result?)
+    }
+}
+
 fn task_set(
     recipe: &TasksRecipe,
-    name: &str,
     set: &TaskSetRecipe,
     provider: &dyn SandboxProvider,
+    watch: &Watch<'_>,
 ) -> Result<Vec<Arc<Task>>, TrainError> {
     let (source, repos) = match set.source {
-        TaskSource::Generated => ("generated", generated_repos(recipe, name, set)),
+        TaskSource::Generated => ("generated", generated_repos(recipe, watch.name, set)),
         TaskSource::Katas => {
             let katas = katas::all();
             ("katas", katas.map_err(|error| TrainError::setup("katas", error.to_string()))?)
         }
-        TaskSource::File => return read_tasks(Path::new(&set.path), set.num_instances),
+        TaskSource::File => {
+            let mut instances = read_task_set(Path::new(&set.path))?;
+            if set.num_instances > 0 {
+                instances.truncate(set.num_instances);
+            }
+            return ready(instances, watch);
+        }
         TaskSource::None => return Ok(Vec::new()),
     };
     let options = BuildOptions {
@@ -86,7 +131,8 @@ fn task_set(
         cache_dir: cache_dir("tasks"),
         ..BuildOptions::default()
     };
-    let (mut instances, _) = build_task_set(repos, provider, &options)?;
+    let built = build_task_set_watched(&repos, provider, &options, watch);
+    let (mut instances, _) = watch.unless_stopped(built)?;
     if set.num_instances > 0 {
         instances.truncate(set.num_instances);
     }
@@ -131,30 +177,43 @@ pub fn check_disjoint(
         .map_err(|error| TrainError::setup(format!("task set {name}"), error.to_string()))
 }
 
-/// Reads rows of a file or directory, `num_instances` at most (0: all), and makes their
-/// repositories ready.
+/// Makes the repositories of rows ready: those that are fetched are kept in the user's cache
+/// directory, or in a temporary one without a home.
 ///
 /// # Errors
-/// [`TrainError::Task`] naming the row, or the instance whose repository cannot be had.
-pub fn read_tasks(path: &Path, num_instances: usize) -> Result<Vec<Arc<Task>>, TrainError> {
-    let mut instances = read_task_set(path)?;
-    if num_instances > 0 {
-        instances.truncate(num_instances);
-    }
+/// [`TrainError::Task`] naming the instance whose repository cannot be had;
+/// [`TrainError::Cancelled`].
+pub fn prepare_tasks(
+    instances: Vec<TaskInstance>,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<Vec<Arc<Task>>, TrainError> {
+    observer.event(&RunEvent::setup_started());
+    ready(instances, &Watch { name: "tasks", observer, cancel })
+}
+
+fn ready(instances: Vec<TaskInstance>, watch: &Watch<'_>) -> Result<Vec<Arc<Task>>, TrainError> {
     let cache = cache_dir("repos").unwrap_or_else(|| std::env::temp_dir().join("patchwright"));
-    let ready = |instance: TaskInstance| {
-        let repo = prepare_repo(&instance, &cache)?;
+    let num_wanted = instances.len();
+    let ready = |(index, instance): (usize, TaskInstance)| {
+        watch.progress(index, num_wanted);
+        let repo = watch.unless_stopped(prepare_repo(&instance, &cache))?;
         Ok(Arc::new(Task { instance, repo }))
     };
-    instances.into_iter().map(ready).collect()
+    instances.into_iter().enumerate().map(ready).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::path::Path;
 
-    use super::{check_disjoint, generated_repos, read_tasks};
-    use crate::recipe::Recipe;
+    use patchwright_core::{Sandbox, SandboxError, SandboxProvider, SandboxSpec};
+
+    use super::{check_disjoint, generated_repos, prepare_tasks, task_sets};
+    use crate::error::TrainError;
+    use crate::events::{CancelToken, Silent};
+    use crate::recipe::{Recipe, TaskSetRecipe, TaskSource};
     use crate::testing::tasks;
 
     #[test]
@@ -178,9 +237,43 @@ mod tests {
             })
             .collect();
         std::fs::write(&path, rows.join("\n")).unwrap();
-        assert_eq!(read_tasks(&path, 0).unwrap().len(), 3);
-        assert_eq!(read_tasks(&path, 2).unwrap()[1].instance.instance_id, "f-1");
-        assert!(read_tasks(&dir.path().join("none.jsonl"), 0).is_err());
+        let sets = |path: &Path, num_instances| {
+            let mut recipe = Recipe::default().tasks;
+            let none = TaskSetRecipe { source: TaskSource::None, ..TaskSetRecipe::default() };
+            (recipe.held_out, recipe.transfer) = (none.clone(), none);
+            let (source, path) = (TaskSource::File, path.display().to_string());
+            recipe.train = TaskSetRecipe { source, path, num_instances, ..recipe.train };
+            task_sets(&recipe, &NoProvider, &Silent, &CancelToken::new())
+        };
+        assert_eq!(sets(&path, 0).unwrap().train.len(), 3);
+        assert_eq!(sets(&path, 2).unwrap().train[1].instance.instance_id, "f-1");
+        assert!(sets(&dir.path().join("none.jsonl"), 0).is_err());
+    }
+
+    /// Makes no sandboxes.
+    struct NoProvider;
+
+    impl SandboxProvider for NoProvider {
+        fn create(&self, _: &SandboxSpec) -> Result<Box<dyn Sandbox>, SandboxError> {
+            Err(SandboxError::Unsupported("no sandboxes here".to_owned()))
+        }
+    }
+
+    /// A run that was asked to stop says so, and not that something failed.
+    #[test]
+    fn a_stopped_setup_is_cancelled() {
+        let mut recipe = Recipe::default().tasks;
+        recipe.seed = u64::MAX; // no cache has it
+        recipe.train.num_instances = 2;
+        let cancel = CancelToken::new();
+        let failed = task_sets(&recipe, &NoProvider, &Silent, &cancel).unwrap_err();
+        assert!(matches!(failed, TrainError::Task(_)), "{failed}");
+        cancel.cancel();
+        let stopped = task_sets(&recipe, &NoProvider, &Silent, &cancel).unwrap_err();
+        assert!(matches!(stopped, TrainError::Cancelled), "{stopped}");
+        let instances = tasks("f", 1).iter().map(|task| task.instance.clone()).collect();
+        let stopped = prepare_tasks(instances, &Silent, &cancel).unwrap_err();
+        assert!(matches!(stopped, TrainError::Cancelled), "{stopped}");
     }
 
     /// Held-out repositories of the default recipe share neither name nor text with those that are

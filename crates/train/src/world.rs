@@ -14,7 +14,7 @@ use patchwright_sandbox::{NativeOptions, NativeSandboxes};
 
 use crate::agent_environment::{AgentEnvironment, CountingProvider};
 use crate::error::TrainError;
-use crate::events::{Observer, RunEvent};
+use crate::events::{CancelToken, Observer, RunEvent};
 use crate::recipe::Recipe;
 use crate::run::World;
 use crate::task_sets::{TaskSets, task_sets};
@@ -30,12 +30,18 @@ impl World {
     /// use. `observer` hears what is being done.
     ///
     /// # Errors
-    /// [`TrainError`] naming what is missing and how to mend it.
-    pub fn open(recipe: &Recipe, observer: &dyn Observer) -> Result<Self, TrainError> {
+    /// [`TrainError`] naming what is missing and how to mend it; [`TrainError::Cancelled`] soon
+    /// after `cancel` was set.
+    pub fn open(
+        recipe: &Recipe,
+        observer: &dyn Observer,
+        cancel: &CancelToken,
+    ) -> Result<Self, TrainError> {
         recipe.check_embedded()?;
         let provider = open_provider(recipe)?;
-        let sets = task_sets(&recipe.tasks, provider.as_ref(), observer)?;
-        Self::with_tasks(recipe, provider, sets, observer)
+        let sets = task_sets(&recipe.tasks, provider.as_ref(), observer, cancel)?;
+        let world = Self::with_tasks(recipe, provider, sets, observer)?;
+        if cancel.is_cancelled() { Err(TrainError::Cancelled) } else { Ok(world) }
     }
 
     /// [`World::open`] with task sets from elsewhere.

@@ -71,7 +71,8 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode, CliError> {
             };
             vec![status.to_owned(), check.name.clone(), check.detail.clone()]
         });
-        output::data(&table::table(&["Status", "Check", "Found"], &[], rows))?;
+        let table = table::table(&["Status", "Check", "Found"], &[], rows);
+        output::data(&(table + "\n"))?;
         output::note(if ok {
             "Everything that is needed is there."
         } else {

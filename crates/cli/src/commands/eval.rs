@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use patchwright_train::evaluate::evaluate;
-use patchwright_train::events::{Observer, RunEvent, StageKind, StagePlan};
+use patchwright_train::events::{CancelToken, Observer, RunEvent, StageKind, StagePlan};
 use patchwright_train::history::SolveHistory;
 use patchwright_train::journal::{Journal, Record, SCHEMA_VERSION};
 use patchwright_train::metrics::EvaluationResult;
@@ -53,7 +53,7 @@ fn measure(
     };
     let observer: &dyn Observer = progress.as_ref();
     let provider = open_provider(&recipe)?;
-    let sets = sets(&args.tasks, &recipe, provider.as_ref(), observer)?;
+    let sets = sets(&args.tasks, &recipe, provider.as_ref(), observer, cancel)?;
     let num_tasks: usize = sets.evaluation_sets.iter().map(|(_, tasks)| tasks.len()).sum();
     let world = World::with_tasks(&recipe, provider, sets, observer)?;
     // An evaluation journals as a run does; this journal is not kept.
@@ -90,6 +90,7 @@ fn sets(
     recipe: &Recipe,
     provider: &dyn patchwright_core::SandboxProvider,
     observer: &dyn Observer,
+    cancel: &CancelToken,
 ) -> Result<TaskSets, CliError> {
     let none = || TaskSetRecipe { source: TaskSource::None, ..TaskSetRecipe::default() };
     let mut tasks = recipe.tasks.clone();
@@ -111,7 +112,7 @@ fn sets(
             };
         }
     }
-    let mut sets = task_sets(&tasks, provider, observer)?;
+    let mut sets = task_sets(&tasks, provider, observer, cancel)?;
     for (set, _) in &mut sets.evaluation_sets {
         name.clone_into(set);
     }

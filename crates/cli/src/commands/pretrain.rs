@@ -1,19 +1,21 @@
 //! `patchwright pretrain`: makes the base policy.
 
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use patchwright_sandbox::{NativeOptions, NativeSandboxes};
-use patchwright_train::pretrain::{PretrainConfig, Progress, pretrain};
+use patchwright_train::events::{Observer, RunEvent, StageKind, StagePlan};
+use patchwright_train::pretrain::{PretrainConfig, PretrainError, Progress, pretrain};
 
 use crate::args::PretrainArgs;
 use crate::error::CliError;
 use crate::numbers::{count, duration};
-use crate::output;
+use crate::progress::Progress as Display;
+use crate::{output, signals};
 
-/// Least time between two lines of progress.
-const QUIET: Duration = Duration::from_secs(5);
+/// Optimizer steps between two lines about the loss.
+const STEPS_PER_LINE: usize = 200;
 
 /// Makes a checkpoint.
 pub fn run(args: &PretrainArgs) -> Result<ExitCode, CliError> {
@@ -26,29 +28,42 @@ pub fn run(args: &PretrainArgs) -> Result<ExitCode, CliError> {
     }
     let provider = NativeSandboxes::new(NativeOptions::default())?;
     let start = Instant::now();
-    let last = Mutex::new(None::<Instant>);
-    let tell = |progress: Progress| {
-        let Ok(mut last) = last.lock() else { return };
-        let (done, of) = match progress {
-            Progress::Sessions(done, of) | Progress::Steps(done, of, ..) => (done, of),
-        };
-        if done < of && last.is_some_and(|last| last.elapsed() < QUIET) {
-            return;
-        }
-        *last = Some(Instant::now());
-        output::note(match progress {
-            Progress::Sessions(done, of) => {
-                format!("explorer sessions {} of {}", count(done as f64), count(of as f64))
-            }
-            Progress::Steps(done, of, loss, tokens) => format!(
-                "step {} of {}, loss {loss:.3}, {} tokens",
-                count(done as f64),
-                count(of as f64),
-                count(tokens as f64)
-            ),
-        });
+    let display = Arc::new(Display::to_stderr());
+    let cancel = {
+        let display = Arc::clone(&display);
+        signals::cancel_token(move || display.say("Stopping; nothing is written."))?
     };
-    let path = pretrain(&config, &args.out, &provider, &tell).map_err(CliError::failed)?;
+    display.event(&RunEvent::StageStarted {
+        plan: StagePlan {
+            name: "pretrain".to_owned(),
+            kind: StageKind::Setup,
+            num_rollouts: 0,
+            num_iterations: 1,
+        },
+        first_iteration: 0,
+    });
+    let tell = |progress: Progress| {
+        let (part, unit, num_done, num_wanted) = match progress {
+            Progress::Tasks(done, of) => ("task set".to_owned(), "instances", done, of),
+            Progress::Sessions(done, of) => ("explorer".to_owned(), "sessions", done, of),
+            Progress::Steps(done, of, loss, num_tokens) => {
+                if done % STEPS_PER_LINE == 0 || done == of {
+                    let (done, of) = (count(done as f64), count(of as f64));
+                    let num_tokens = count(num_tokens as f64);
+                    display
+                        .say(&format!("step {done} of {of}, loss {loss:.3}, {num_tokens} tokens"));
+                }
+                ("training".to_owned(), "steps", done, of)
+            }
+        };
+        display.event(&RunEvent::Progress { part, unit, num_done, num_wanted });
+    };
+    let made = pretrain(&config, &args.out, &provider, &tell, cancel);
+    display.finish();
+    let path = made.map_err(|error| match error {
+        PretrainError::Cancelled => CliError::Interrupted,
+        error => CliError::failed(error),
+    })?;
     output::note(format!("Wrote {} in {}", path.display(), duration(start.elapsed())));
     Ok(ExitCode::SUCCESS)
 }

@@ -1,7 +1,7 @@
 //! `patchwright rollout`: the agent, the sandbox and the grader on any SWE-bench-style rows.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,6 @@ use patchwright_agent::{
     fixture,
 };
 use patchwright_core::{PolicyVersion, Rollout, SandboxProvider, TaskInstance};
-use patchwright_tasks::source::prepare_repo;
 use patchwright_train::agent_environment::AgentEnvironment;
 use patchwright_train::environment::{Environment, RolloutSpec, Task};
 use patchwright_train::events::{CancelToken, Observer, RunEvent, StageKind, StagePlan};
@@ -19,7 +18,7 @@ use patchwright_train::journal::RolloutRecord;
 use patchwright_train::recipe::Recipe;
 use patchwright_train::rollout_engine::{BatchSpec, Job, RolloutEngine};
 use patchwright_train::run::World;
-use patchwright_train::task_sets::TaskSets;
+use patchwright_train::task_sets::{TaskSets, prepare_tasks};
 use patchwright_train::world::open_provider;
 use serde::Serialize;
 
@@ -73,7 +72,7 @@ fn roll_out(
         signals::cancel_token(move || progress.say("Stopping; once more stops at once."))?
     };
     let observer: &dyn Observer = progress.as_ref();
-    let tasks = prepare(instances)?;
+    let tasks = prepare_tasks(instances, observer, cancel)?;
     let provider = open_provider(&recipe)?;
     let (environment, policy_version, context_tokens) = if let Some(script) = script {
         let environment = ScriptedEnvironment::new(&recipe, script, provider)?;
@@ -115,27 +114,6 @@ fn announce(observer: &dyn Observer, num_rollouts: usize) {
     observer.event(&RunEvent::StageStarted { plan, first_iteration: 0 });
     let stage = STAGE.to_owned();
     observer.event(&RunEvent::RolloutsStarted { stage, iteration: 0, num_rollouts });
-}
-
-/// Makes the repositories ready.
-fn prepare(instances: Vec<TaskInstance>) -> Result<Vec<Arc<Task>>, CliError> {
-    let cache = cache_dir();
-    instances
-        .into_iter()
-        .map(|instance| {
-            let repo = prepare_repo(&instance, &cache.join("repos"))?;
-            Ok(Arc::new(Task { instance, repo }))
-        })
-        .collect()
-}
-
-/// `$XDG_CACHE_HOME/patchwright` or `~/.cache/patchwright`, else a temporary directory.
-fn cache_dir() -> PathBuf {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    absolute("XDG_CACHE_HOME")
-        .or_else(|| Some(absolute("HOME")?.join(".cache")))
-        .unwrap_or_else(std::env::temp_dir)
-        .join("patchwright")
 }
 
 /// A line of `--json`: a rollout as journals have it.

@@ -41,7 +41,7 @@ fn start(args: &TrainArgs, progress: &Arc<Progress>) -> Result<(PathBuf, Report)
     let path = args.out.clone().unwrap_or_else(|| {
         Path::new("runs").join(format!("{}-{}", recipe.run.name, recipe.run.seed))
     });
-    let cancel = cancel_token(&path, progress)?;
+    let cancel = cancel_token(&path, progress, false)?;
     let report = patchwright_train::train(&recipe, &path, progress.as_ref(), cancel)?;
     Ok((path, report))
 }
@@ -50,18 +50,30 @@ fn resume(path: &Path, progress: &Arc<Progress>) -> Result<(PathBuf, Report), Cl
     if !path.is_dir() {
         return Err(CliError::usage(format!("--resume {}: no such directory", path.display())));
     }
-    let cancel = cancel_token(path, progress)?;
+    let cancel = cancel_token(path, progress, true)?;
     let report = patchwright_train::resume(path, progress.as_ref(), cancel)?;
     Ok((path.to_owned(), report))
 }
 
-fn cancel_token(path: &Path, progress: &Arc<Progress>) -> Result<&'static CancelToken, CliError> {
+/// `resumed`: the directory holds a run whatever happens; else only once the run has begun.
+fn cancel_token(
+    path: &Path,
+    progress: &Arc<Progress>,
+    resumed: bool,
+) -> Result<&'static CancelToken, CliError> {
     let (path, progress) = (path.to_owned(), Arc::clone(progress));
     signals::cancel_token(move || {
-        progress.say(&format!(
-            "Stopping cleanly; once more stops at once. Go on with: patchwright train --resume {}",
-            path.display()
-        ));
+        if resumed || progress.has_run() {
+            progress.say(&format!(
+                "Stopping cleanly; once more stops at once. Go on with: patchwright train --resume {}",
+                path.display()
+            ));
+        } else {
+            progress.say(
+                "Stopping before the run has begun; nothing is lost, start again with the same \
+                 command.",
+            );
+        }
     })
 }
 

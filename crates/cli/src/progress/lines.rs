@@ -7,7 +7,7 @@ use std::time::Duration;
 use patchwright_train::events::RunEvent;
 use patchwright_train::metrics::{EvaluationResult, IterationMetrics};
 
-use super::state::{Batch, Current, RunState};
+use super::state::{Batch, Current, RunState, Work};
 use crate::numbers::{about, count, duration, mean_sem, percent, percent_fine, significant};
 
 /// The lines that an event leaves for good; most leave none.
@@ -45,7 +45,8 @@ pub fn lasting(event: &RunEvent) -> Vec<String> {
         RunEvent::StageStarted { .. }
         | RunEvent::RolloutsStarted { .. }
         | RunEvent::RolloutFinished(_)
-        | RunEvent::OptimizerStep { .. } => Vec::new(),
+        | RunEvent::OptimizerStep { .. }
+        | RunEvent::Progress { .. } => Vec::new(),
     }
 }
 
@@ -78,15 +79,14 @@ fn iteration(m: &IterationMetrics) -> String {
 }
 
 fn evaluation(e: &EvaluationResult) -> String {
-    let mut line = format!(
-        "{:<10} {}: Pass@1 {}, Pass@{} {}, {:.1} turns",
-        e.policy,
-        e.task_set,
-        mean_sem(e.pass_at_1),
-        e.pass_k,
-        percent_fine(e.pass_at_10),
-        e.mean_turns
-    );
+    // Of one run there is neither a standard error nor a Pass@k.
+    let pass_at_1 =
+        if e.num_runs > 1 { mean_sem(e.pass_at_1) } else { percent_fine(e.pass_at_1.mean) };
+    let mut line = format!("{:<10} {}: Pass@1 {pass_at_1}", e.policy, e.task_set);
+    if e.pass_k > 1 {
+        line += &format!(", Pass@{} {}", e.pass_k, percent_fine(e.pass_at_10));
+    }
+    line += &format!(", {:.1} turns", e.mean_turns);
     if e.num_failed_infrastructure > 0 {
         line +=
             &format!(" ({} rollouts without a grade are left out)", e.num_failed_infrastructure);
@@ -106,10 +106,24 @@ pub fn place(current: &Current) -> String {
 
 /// The numbers of the moment.
 pub fn status(current: &Current) -> String {
-    match current.training {
-        Some((step, steps)) => format!("training, step {step} of {steps}"),
-        None => rollouts(&current.batch).join(", "),
+    match (current.training, &current.work) {
+        (Some((step, steps)), _) => format!("training, step {step} of {steps}"),
+        (None, Some(work)) if current.batch.num_rollouts == 0 => counted(work),
+        (None, _) => rollouts(&current.batch).join(", "),
     }
+}
+
+fn counted(work: &Work) -> String {
+    let number = |number: usize| count(number as f64);
+    let (done, wanted) = (number(work.num_done), number(work.num_wanted));
+    let mut text = format!("{}: {done} of {wanted} {}", work.part, work.unit);
+    if let Some(rate) = work.per_second() {
+        text += &format!(", {}/s", significant(rate));
+    }
+    if let Some(left) = work.time_left() {
+        text += &format!(", about {} left of this", about(left));
+    }
+    text
 }
 
 /// How much longer the whole run takes, where that can be said.

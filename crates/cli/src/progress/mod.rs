@@ -64,6 +64,11 @@ impl Progress {
         self.lock().say(line);
     }
 
+    /// Whether a run has begun, so that there is something to go on with.
+    pub fn has_run(&self) -> bool {
+        self.lock().state.has_run
+    }
+
     /// Takes the live display away; what lasts stays.
     pub fn finish(&self) {
         if let Show::Live(bar) = &self.lock().show {
@@ -104,7 +109,7 @@ impl Inner {
             }
             return;
         };
-        let preparing = current.batch.num_rollouts == 0;
+        let preparing = current.batch.num_rollouts == 0 && current.work.is_none();
         let wait = match &self.show {
             Show::Live(_) => REFRESH,
             Show::Lines(_) => QUIET,
@@ -115,8 +120,12 @@ impl Inner {
         match &mut self.show {
             Show::Live(bar) if due || begins => {
                 bar.set_style(style(true));
-                bar.set_length(current.batch.num_rollouts.max(1) as u64);
-                bar.set_position(current.batch.num_finished as u64);
+                let (done, of) = match &current.work {
+                    Some(work) => (work.num_done, work.num_wanted),
+                    None => (current.batch.num_finished, current.batch.num_rollouts),
+                };
+                bar.set_length(of.max(1) as u64);
+                bar.set_position(done as u64);
                 bar.set_prefix(place);
                 let left = lines::time_left(&self.state, now).unwrap_or_default();
                 bar.set_message(format!("{left}\n  {}", lines::status(current)));

@@ -22,6 +22,39 @@ pub struct Current {
     num_left_at_start: usize,
     /// The optimizer step in progress and how many there are, while it trains.
     pub training: Option<(usize, usize)>,
+    /// Work that is not rollouts.
+    pub work: Option<Work>,
+}
+
+/// Countable work that is not rollouts: a task set being made, pretraining.
+#[derive(Debug, Clone)]
+pub struct Work {
+    /// What is being done.
+    pub part: String,
+    /// What is counted.
+    pub unit: &'static str,
+    /// Done so far.
+    pub num_done: usize,
+    /// At most.
+    pub num_wanted: usize,
+    /// When it began.
+    started: Duration,
+    /// When the last was done.
+    last: Duration,
+}
+
+impl Work {
+    /// Done in a second so far; `None` before anything is known.
+    pub fn per_second(&self) -> Option<f64> {
+        let seconds = self.last.saturating_sub(self.started).as_secs_f64();
+        (self.num_done > 0 && seconds > 0.0).then(|| self.num_done as f64 / seconds)
+    }
+
+    /// How much longer it takes if it goes on as it did.
+    pub fn time_left(&self) -> Option<Duration> {
+        let left = self.num_wanted.saturating_sub(self.num_done) as f64;
+        Duration::try_from_secs_f64(left / self.per_second()?).ok()
+    }
 }
 
 /// The rollouts of one iteration.
@@ -61,6 +94,8 @@ struct Pace {
 /// The run as seen from outside. Times are since the process began.
 #[derive(Debug, Default)]
 pub struct RunState {
+    /// Whether there is a run directory that holds a run.
+    pub has_run: bool,
     plans: Vec<StagePlan>,
     /// The stage in progress.
     pub current: Option<Current>,
@@ -72,7 +107,10 @@ impl RunState {
     /// Takes note of an event at `now`.
     pub fn apply(&mut self, event: &RunEvent, now: Duration) {
         match event {
-            RunEvent::RunStarted { stages, .. } => self.plans.clone_from(stages),
+            RunEvent::RunStarted { stages, .. } => {
+                self.has_run = true;
+                self.plans.clone_from(stages);
+            }
             RunEvent::StageStarted { plan, first_iteration } => {
                 self.start(plan, *first_iteration, now);
             }
@@ -104,6 +142,24 @@ impl RunState {
                     current.training = Some((step + 1, *num_steps));
                 }
             }
+            RunEvent::Progress { part, unit, num_done, num_wanted } => {
+                let Some(current) = &mut self.current else { return };
+                if current.work.as_ref().is_none_or(|work| work.part != *part) {
+                    current.work = Some(Work {
+                        part: part.clone(),
+                        unit,
+                        num_done: 0,
+                        num_wanted: *num_wanted,
+                        started: now,
+                        last: now,
+                    });
+                }
+                if let Some(work) = &mut current.work
+                    && *num_done > work.num_done
+                {
+                    (work.num_done, work.last) = (*num_done, now);
+                }
+            }
             RunEvent::StageFinished { .. } => self.finish(now),
             RunEvent::Resumed { .. }
             | RunEvent::IterationFinished(_)
@@ -128,6 +184,7 @@ impl RunState {
             num_finished: 0,
             num_left_at_start: plan.num_rollouts * left / num_iterations,
             training: None,
+            work: None,
         });
     }
 

@@ -16,14 +16,15 @@ use super::explorer::ExplorerSampler;
 use super::{PretrainConfig, PretrainError, documents};
 
 /// Runs `config.num_sessions` explorer sessions over `tasks`, on all cores. The result is in the
-/// order of the sessions' numbers, whichever ends first.
+/// order of the sessions' numbers, whichever ends first. `ended` is told of each session and may
+/// stop the rest with its error.
 pub fn sessions(
     config: &PretrainConfig,
     tasks: &[TaskInstance],
     renderer: &Renderer,
     sampler: &ExplorerSampler,
     provider: &dyn SandboxProvider,
-    progress: &(dyn Fn(usize) + Sync),
+    ended: &(dyn Fn(usize) -> Result<(), PretrainError> + Sync),
 ) -> Result<Vec<TrainingSample>, PretrainError> {
     let next = AtomicUsize::new(0);
     let results: Mutex<Vec<Option<TrainingSample>>> = Mutex::new(vec![None; config.num_sessions]);
@@ -38,11 +39,12 @@ pub fn sessions(
                         return;
                     }
                     let task = &tasks[n % tasks.len()];
-                    match session(config, n, task, renderer, sampler, provider) {
+                    let sample = session(config, n, task, renderer, sampler, provider)
+                        .and_then(|sample| ended(n).map(|()| sample));
+                    match sample {
                         Ok(sample) => {
                             results.lock().unwrap_or_else(PoisonError::into_inner)[n] =
                                 Some(sample);
-                            progress(n);
                         }
                         Err(error) => {
                             *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);

@@ -24,9 +24,10 @@ use patchwright_core::{
 use patchwright_engine::{Engine, EngineOptions, ModelConfig, ModelType};
 use patchwright_tasks::generated;
 use patchwright_tasks::issue::IssueStyle;
-use patchwright_tasks::validate::{BuildOptions, build_task_set};
+use patchwright_tasks::validate::{BuildOptions, BuildWatch, build_task_set_watched};
 use serde::{Deserialize, Serialize};
 
+use crate::events::CancelToken;
 use documents::Frame;
 use explorer::{ExplorerRates, ExplorerSampler};
 
@@ -173,11 +174,16 @@ pub enum PretrainError {
     /// The tokenizer, the profile or the output directory is not usable.
     #[error("{0}")]
     Setup(String),
+    /// It was asked to stop. Nothing was written.
+    #[error("pretraining was asked to stop; nothing was written")]
+    Cancelled,
 }
 
 /// How far pretraining is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Progress {
+    /// Task instances made, of how many at most.
+    Tasks(usize, usize),
     /// Explorer sessions that ended, of how many.
     Sessions(usize, usize),
     /// Optimizer steps done, of how many, the mean loss of the last one, and tokens so far.
@@ -190,13 +196,16 @@ pub const TRAIN_STREAM: &str = "train";
 /// Makes the base policy and writes its checkpoint, tokenizer and recorded recipe to `out`.
 ///
 /// # Errors
-/// [`PretrainError`]; `out` is written only at the end.
+/// [`PretrainError`]; [`PretrainError::Cancelled`] soon after `cancel` was set. `out` is written
+/// only at the end.
 pub fn pretrain(
     config: &PretrainConfig,
     out: &Path,
     provider: &dyn SandboxProvider,
     progress: &(dyn Fn(Progress) + Sync),
+    cancel: &CancelToken,
 ) -> Result<PathBuf, PretrainError> {
+    let watch = Watch { progress, cancel };
     let json = serde_json::to_vec_pretty(&tokenizer::tokenizer_json())
         .map_err(|error| PretrainError::Setup(error.to_string()))?;
     let setup = |error: &dyn std::fmt::Display| PretrainError::Setup(error.to_string());
@@ -214,10 +223,10 @@ pub fn pretrain(
     };
 
     let explorer = ExplorerSampler::new(Arc::clone(&tokenizer), frame.end, config.explorer.clone());
-    let corpus = gather(config, provider, &renderer, &explorer, frame, progress)?;
+    let corpus = gather(config, provider, &renderer, &explorer, frame, &watch)?;
     let model = config.model(tokenizer::vocabulary().len());
     let mut trainer = Engine::new(model, config.seed, EngineOptions::default())?.trainer;
-    train(config, &corpus, &mut trainer, progress)?;
+    train(config, &corpus, &mut trainer, &watch)?;
     trainer.reset_optimizer();
     trainer.attach_file("tokenizer.json", json)?;
     let record = serde_json::to_vec_pretty(config).map_err(|e| setup(&e))?;
@@ -226,13 +235,35 @@ pub fn pretrain(
     Ok(out.to_path_buf())
 }
 
+/// Who is told of progress, and who may stop it.
+struct Watch<'a> {
+    progress: &'a (dyn Fn(Progress) + Sync),
+    cancel: &'a CancelToken,
+}
+
+impl Watch<'_> {
+    fn go_on(&self) -> Result<(), PretrainError> {
+        if self.cancel.is_cancelled() { Err(PretrainError::Cancelled) } else { Ok(()) }
+    }
+}
+
+impl BuildWatch for Watch<'_> {
+    fn progress(&self, num_instances: usize, num_wanted: usize) {
+        (self.progress)(Progress::Tasks(num_instances, num_wanted));
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+}
+
 fn gather(
     config: &PretrainConfig,
     provider: &dyn SandboxProvider,
     renderer: &Renderer,
     explorer: &ExplorerSampler,
     frame: Frame,
-    progress: &(dyn Fn(Progress) + Sync),
+    watch: &Watch<'_>,
 ) -> Result<Corpus, PretrainError> {
     let seed = generated::stream_seed(config.seed, TRAIN_STREAM);
     let repos: Vec<_> =
@@ -243,11 +274,14 @@ fn gather(
         parallelism: std::thread::available_parallelism().map_or(2, usize::from),
         ..BuildOptions::default()
     };
-    let (tasks, _report) = build_task_set(&repos, provider, &build)?;
+    let built = build_task_set_watched(&repos, provider, &build, watch);
+    watch.go_on()?;
+    let (tasks, _report) = built?;
     let ended = AtomicUsize::new(0);
     let tell = |_| {
         let done = ended.fetch_add(1, Ordering::Relaxed) + 1;
-        progress(Progress::Sessions(done, config.num_sessions));
+        (watch.progress)(Progress::Sessions(done, config.num_sessions));
+        watch.go_on()
     };
     let mut mix = corpus::sessions(config, &tasks, renderer, explorer, provider, &tell)?;
     let sources: Vec<_> = (0..config.num_source_repositories as u64)
@@ -273,7 +307,7 @@ fn train(
     config: &PretrainConfig,
     corpus: &Corpus,
     trainer: &mut dyn Trainer,
-    progress: &(dyn Fn(Progress) + Sync),
+    watch: &Watch<'_>,
 ) -> Result<(), PretrainError> {
     let mut batches = Vec::new();
     for epoch in 0..config.epochs {
@@ -285,6 +319,7 @@ fn train(
     let num_steps = batches.len();
     let mut num_tokens = 0;
     for (step, batch) in batches.iter().enumerate() {
+        watch.go_on()?;
         let result = trainer.forward_backward(batch, &CrossEntropy::of_batch(batch))?;
         trainer.optim_step(&AdamParams {
             lr: learning_rate(Schedule::Cosine, config.lr, step, num_steps, config.warmup_steps),
@@ -295,7 +330,7 @@ fn train(
             grad_clip: config.grad_clip,
         })?;
         num_tokens += batch.iter().map(|s| s.tokens.len()).sum::<usize>();
-        progress(Progress::Steps(step + 1, num_steps, result.loss, num_tokens));
+        (watch.progress)(Progress::Steps(step + 1, num_steps, result.loss, num_tokens));
     }
     Ok(())
 }

@@ -2,6 +2,10 @@
 
 use super::{EngineKind, Recipe, RecipeError, RlStageRecipe, TaskSetRecipe, TaskSource};
 
+/// MiB that a sandbox keeps of its memory for its own processes, beside what is written to its
+/// disk (which is held in memory too).
+const SANDBOX_BESIDE_DISK_MIB: u64 = 32;
+
 impl Recipe {
     /// Checks ranges and combinations. [`Recipe::load`] has done it already.
     ///
@@ -170,6 +174,15 @@ impl Recipe {
         check.that(bounds.cpu_seconds > 0, "sandbox.cpu_seconds", "must be above 0")?;
         check.positive(bounds.output_kib, "sandbox.output_kib")?;
         check.that(bounds.disk_mib > 0, "sandbox.disk_mib", "must be above 0")?;
+        check.that(
+            bounds.disk_mib.saturating_add(SANDBOX_BESIDE_DISK_MIB) <= bounds.memory_mib,
+            "sandbox.disk_mib",
+            &format!(
+                "must be at least {SANDBOX_BESIDE_DISK_MIB} below sandbox.memory_mib ({}): what is \
+                 written is held in memory; lower it, or raise sandbox.memory_mib",
+                bounds.memory_mib
+            ),
+        )?;
         let infra = &self.infrastructure;
         check.that(
             (1..=4096).contains(&infra.num_workers),
@@ -312,10 +325,25 @@ mod tests {
             "infrastructure.num_workers=0",
             "infrastructure.max_failed_fraction=1.5",
             "sandbox.memory_mib=0",
+            "sandbox.memory_mib=47",
+            "sandbox.disk_mib=481",
         ] {
             let error = Recipe::load("embedded", &[text.to_owned()]).expect_err(text).to_string();
             let section = text.split('.').next().unwrap();
             assert!(error.contains(section), "{text}: {error}");
+        }
+    }
+
+    /// A sandbox's disk is part of its memory, to the last MiB.
+    #[test]
+    fn a_disk_must_fit_into_the_memory() {
+        let sets = |memory: u64, disk: u64| {
+            [format!("sandbox.memory_mib={memory}"), format!("sandbox.disk_mib={disk}")]
+        };
+        Recipe::load("embedded", &sets(96, 64)).unwrap();
+        let error = Recipe::load("embedded", &sets(95, 64)).unwrap_err().to_string();
+        for part in ["sandbox.disk_mib", "32 below sandbox.memory_mib (95)"] {
+            assert!(error.contains(part), "{error}");
         }
     }
 

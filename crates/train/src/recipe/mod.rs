@@ -260,7 +260,7 @@ pub struct SandboxRecipe {
     pub cpu_seconds: u64,
     /// KiB kept of each output stream of a command.
     pub output_kib: usize,
-    /// MiB that may be written to its disk.
+    /// MiB that may be written to its disk; it is held in memory, so at least 32 below `memory_mib`.
     pub disk_mib: u64,
 }
 

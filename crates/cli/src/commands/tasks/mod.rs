@@ -2,7 +2,12 @@
 
 #![expect(clippy::format_push_string, reason = "one page of text")]
 
+mod filter;
+mod import;
+mod meter;
+
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use patchwright_core::{TaskError, TaskInstance};
 use patchwright_tasks::rows::{read_task_set, write_task_set};
@@ -13,7 +18,10 @@ use patchwright_train::world::open_provider;
 use crate::args::{GenerateArgs, ShowArgs, TaskKind};
 use crate::error::CliError;
 use crate::progress::Progress;
-use crate::{output, table};
+use crate::{output, signals, table};
+
+pub use filter::filter;
+pub use import::{export, import};
 
 /// `tasks generate`.
 pub fn generate(args: &GenerateArgs) -> Result<ExitCode, CliError> {
@@ -35,10 +43,15 @@ pub fn generate(args: &GenerateArgs) -> Result<ExitCode, CliError> {
         instances_per_repo: args.per_repo,
         ..TaskSetRecipe::default()
     };
-    let progress = Progress::to_stderr();
-    let provider = open_provider(&recipe)?;
-    let sets = task_sets(&recipe.tasks, provider.as_ref(), &progress)?;
+    let progress = Arc::new(Progress::to_stderr());
+    let cancel = {
+        let progress = Arc::clone(&progress);
+        signals::cancel_token(move || progress.say("Stopping; nothing is written."))?
+    };
+    let sets = open_provider(&recipe)
+        .and_then(|provider| task_sets(&recipe.tasks, provider.as_ref(), &*progress, cancel));
     progress.finish();
+    let sets = sets?;
     let instances = sets.train.iter().map(|task| &task.as_ref().instance);
     let num = write_task_set(&args.out, instances)?;
     output::note(format!("Wrote {num} instances to {}", args.out.display()));
