@@ -7,6 +7,7 @@
 pub mod command;
 pub mod environment;
 pub mod fixture;
+pub mod git;
 pub mod grade;
 pub mod parse;
 pub mod profile;
@@ -16,7 +17,7 @@ pub mod scripted;
 pub mod tokenizer;
 pub mod tools;
 
-pub use environment::sandbox_spec;
+pub use environment::{TaskRoot, TaskRoots, sandbox_spec, sandbox_spec_on};
 pub use grade::{Grade, GradeCache, GradeError, Grader, GraderOptions};
 pub use profile::{CommandStyle, Profile, ProfileError};
 pub use react::{AgentConfig, AgentRun, run_agent};

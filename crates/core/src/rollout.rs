@@ -93,6 +93,8 @@ impl Trajectory {
 pub enum FailureClass {
     /// The model submitted a patch that does not solve the task.
     Model,
+    /// The patch forges the results of tests: unsolved, and an alarm.
+    Cheat,
     /// The model ended on too many formatting errors in a row.
     Format,
     /// The turn limit was reached before a submission.
@@ -143,7 +145,7 @@ pub struct Rollout {
     pub status: RolloutStatus,
     /// Why it is not a success; `None` for a solved one.
     pub failure: Option<FailureClass>,
-    /// What happened, for a failure of the infrastructure.
+    /// What happened, for a failure of the infrastructure or a cheat.
     pub failure_detail: Option<String>,
     /// Whether the hidden tests pass; `None` when there is no grade.
     pub solved: Option<bool>,

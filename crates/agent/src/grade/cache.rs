@@ -44,8 +44,8 @@ impl GradeCache {
         repo: &RepoSource,
         patch: &str,
     ) -> Result<Grade, GradeError> {
-        let prepared = Grader::prepare(task, repo)?;
-        let filtered = prepared.filter(patch)?;
+        let prepared = self.grader.prepare(task, repo)?;
+        let filtered = self.grader.filter(&prepared, patch)?;
         if filtered.refused.is_some() || filtered.changes.is_empty() {
             return self.grader.grade_filtered(&prepared, &filtered);
         }

@@ -1,9 +1,8 @@
 //! The line between the test runner and the grader.
 //!
-//! The runner gets a random nonce on its standard input and reads it before any code of the
-//! repository runs. It keeps the real standard output for itself (what tests print goes to
-//! standard error) and writes one line a result, each with the nonce. A line without it is not a
-//! result.
+//! The supervisor keeps the real standard output for itself; the tests run in its children, which
+//! do not have it. What it says about tests carries a random nonce, which it reads when every child
+//! is dead. A line without the nonce is not a result.
 
 use std::io;
 
@@ -31,8 +30,8 @@ impl Nonce {
     }
 }
 
-/// What the runner reported.
-#[derive(Debug, PartialEq, Eq)]
+/// What the supervisor reported.
+#[derive(Debug, PartialEq, Eq, Default)]
 pub(super) struct Report {
     /// It was ready to run the repository's code.
     pub ready: bool,
@@ -42,40 +41,69 @@ pub(super) struct Report {
     pub refused: Option<String>,
     /// Whether each test passed, by its index; missing is failed.
     pub passed: Vec<bool>,
+    /// The second run must be made in a sandbox of its own: the first one left traces.
+    pub wants_audit: bool,
+    /// Tests whose expectation was changed before the second run, and which must fail in it.
+    pub twins: Vec<usize>,
+    /// Whether each test passed in the second run.
+    pub passed_again: Vec<bool>,
 }
 
-/// Reads `NONCE ready`, `NONCE refused REASON`, `NONCE INDEX 0|1` and `NONCE done` lines. A test
-/// that was ever reported as failed has failed.
+impl Report {
+    /// Twins that passed in the second run of the same supervisor.
+    pub(super) fn forged(&self) -> Vec<usize> {
+        self.twins_of(&self.passed_again)
+    }
+
+    /// Twins that passed in the first run, where that one was already of the changed tests.
+    pub(super) fn passing_twins(&self) -> Vec<usize> {
+        self.twins_of(&self.passed)
+    }
+
+    fn twins_of(&self, passed: &[bool]) -> Vec<usize> {
+        self.twins.iter().copied().filter(|index| passed.get(*index) == Some(&true)).collect()
+    }
+}
+
+/// Reads `ready` and `refused REASON`, which are said before any code of the repository runs, and
+/// with the nonce `t INDEX 0|1` of the first run, `c INDEX 0|1` of the second, `twins INDEX…`,
+/// `fresh` and `done`. A test that was ever reported as failed has failed.
 pub(super) fn read(nonce: &Nonce, stdout: &[u8], num_tests: usize) -> Report {
-    let mut report =
-        Report { ready: false, done: false, refused: None, passed: vec![false; num_tests] };
-    let mut failed = vec![false; num_tests];
+    let mut report = Report::default();
+    let mut outcomes = [vec![None; num_tests], vec![None; num_tests]];
     for line in String::from_utf8_lossy(stdout).lines() {
+        if line == "ready" {
+            report.ready = true;
+            continue;
+        }
+        if let (false, Some(reason)) = (report.ready, line.strip_prefix("refused ")) {
+            report.refused = Some(reason.to_owned());
+            continue;
+        }
         let Some(message) = line.strip_prefix(nonce.as_str()).and_then(|l| l.strip_prefix(' '))
         else {
             continue;
         };
-        match message.split_once(' ') {
-            None if message == "ready" => report.ready = true,
-            None if message == "done" => report.done = true,
-            Some(("refused", reason)) if !report.ready => report.refused = Some(reason.to_owned()),
-            Some((index, result)) => {
-                let Some(index) = index.parse::<usize>().ok().filter(|index| *index < num_tests)
-                else {
-                    continue;
-                };
-                match result {
-                    "1" => report.passed[index] = true,
-                    _ => failed[index] = true,
+        let words: Vec<&str> = message.split_ascii_whitespace().collect();
+        match words[..] {
+            ["done"] => report.done = true,
+            ["fresh"] => report.wants_audit = true,
+            ["twins", ref indices @ ..] => {
+                let indices = indices.iter().filter_map(|index| index.parse().ok());
+                report.twins = indices.filter(|index| *index < num_tests).collect();
+            }
+            [run @ ("t" | "c"), index, result] => {
+                let outcomes = &mut outcomes[usize::from(run == "c")];
+                if let Some(held) = index.parse().ok().and_then(|i: usize| outcomes.get_mut(i)) {
+                    *held = Some(result == "1" && *held != Some(false));
                 }
             }
-            None => {}
+            _ => {}
         }
     }
-    for (passed, failed) in report.passed.iter_mut().zip(failed) {
-        *passed &= !failed;
-    }
-    report
+    let [passed, passed_again] =
+        outcomes.map(|run| run.into_iter().map(|outcome| outcome == Some(true)).collect());
+    Report { passed, passed_again, ..report }
 }
 
 #[cfg(test)]
@@ -85,17 +113,30 @@ mod tests {
     #[test]
     fn only_lines_with_the_nonce_count() {
         let nonce = Nonce("abc".to_owned());
-        let report = read(&nonce, b"\nabc ready\n0 1\nabx 1 1\nabc 2 1\nabc 9 1\nabc x 1\n", 3);
-        assert!(report.ready && !report.done);
+        let lines = b"\nready\nt 0 1\nabx t 1 1\nabc t 2 1\nabc t 9 1\nabc t x 1\nfresh\n";
+        let report = read(&nonce, lines, 3);
+        assert!(report.ready && !report.done && !report.wants_audit);
         assert_eq!(report.passed, [false, false, true]);
+        assert_eq!(read(&nonce, b"ready\nrefused x", 1).refused, None);
+        assert_eq!(read(&nonce, b"refused x y\n", 1).refused.as_deref(), Some("x y"));
     }
 
     #[test]
     fn a_failure_is_not_taken_back() {
         let nonce = Nonce("abc".to_owned());
-        let report = read(&nonce, b"abc ready\nabc 0 1\nabc 0 0\nabc 1 0\nabc 1 1\nabc done", 2);
+        let lines = b"ready\nabc t 0 1\nabc t 0 0\nabc t 1 0\nabc t 1 1\nabc done";
+        let report = read(&nonce, lines, 2);
         assert!(report.done);
         assert_eq!(report.passed, [false, false]);
+    }
+
+    #[test]
+    fn a_twin_that_passes_is_forged() {
+        let nonce = Nonce("abc".to_owned());
+        let lines = b"ready\nabc twins 0 2 7\nabc t 0 1\nabc c 0 0\nabc c 1 1\nabc c 2 1\nabc done";
+        let report = read(&nonce, lines, 3);
+        assert_eq!(report.forged(), [2]);
+        assert_eq!(report.passed, [true, false, false]);
     }
 
     #[test]

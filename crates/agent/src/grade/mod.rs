@@ -3,33 +3,66 @@
 //! A grade depends on the pristine repository, the files of the agent's patch that pass the
 //! filter ([`filter`]), and the hidden tests, which are written on top and win. A test whose
 //! result is missing has failed, whatever the reason: an import error, a crash, `os._exit(0)`, a
-//! skip, no such test. Results come over a channel that what the tests print does not reach
-//! (module `channel`).
+//! skip, no such test.
 //!
 //! What goes wrong because of the patch is a grade (unsolved); [`GradeError`] is for the
 //! infrastructure and for rows that cannot be graded, and never becomes a reward.
+//!
+//! # What keeps a patch from grading itself
+//!
+//! The tested code runs where its tests run, with all the powers of that process. So no single
+//! layer is trusted with everything:
+//!
+//! | layer | keeps out |
+//! |---|---|
+//! | a fresh sandbox from the pristine repository | daemons, stale `__pycache__`, replaced programs, changed clocks and caches: whatever is no file of the patch |
+//! | the [`filter`] | edited tests, configuration and plugins of the tests, start-up files, links, binaries |
+//! | an isolated interpreter (`-s -S`, the test tool loaded before the repository is on the path) | `.pth` and `sitecustomize`, a `unittest.py` or `pytest.py` of the repository's |
+//! | a supervisor process (`supervisor.py`) that imports nothing of the repository, holds the channel and reads its nonce when all children are dead; its memory and descriptors are closed to them (`PR_SET_DUMPABLE`) | writing to the channel, finding the nonce in frames or memory, ending the run early |
+//! | twins (`audit.py`): if every test passes, the tests run once more with one expectation of each changed so that it contradicts the first (`0` becomes `7`, `assertIn` becomes `assertNotIn`); a test that passes either way is forged | replaced assertions and hooks, reports forged inside the process, objects that are equal to everything, values read from the caller's frame or from the test's own source |
+//!
+//! A twin that passes is an accusation. Before it counts, the gold patch is tried on the same
+//! twins: what passes there too (an expectation that was never looked at) is no forgery. A patch
+//! that is found out has [`Grade::cheated`] and is unsolved.
+//!
+//! The second run must not be told from the first. It is forked from the same supervisor, whose
+//! memory never holds the tests' sources, with a pid that says nothing, and only if the first run
+//! left no trace: no file, directory or time stamp changed, no process and no object of the kernel
+//! left, no time lost. Otherwise it is made in a second fresh sandbox.
+//!
+//! # What cannot be given
+//!
+//! A patch that computes right answers only for the inputs that the tests happen to use passes: it
+//! is for the tests to be good. A patch that could tell the twins from the tests by meaning (this
+//! expectation is absurd) and act on it within one process would pass; so might one that finds a
+//! trace of the first run which is not looked for, such as a message queue of the kernel, or a
+//! timing of a few milliseconds. Tests in which nothing can be contradicted have a twin that merely
+//! fails at its start. Python before 3.8 has no twins. And all of it rests on the kernel that the
+//! sandboxes share.
 
 mod cache;
 mod channel;
 pub mod filter;
 mod pristine;
+mod run;
 mod runner;
+mod verdict;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use patchwright_core::{
-    ExecOutput, ExecRequest, ExecStatus, FileChange, Patch, RepoSource, Sandbox, SandboxError,
-    SandboxLimits, SandboxProvider, TaskInstance,
+    FileChange, Patch, RepoSource, RootFs, SandboxError, SandboxLimits, SandboxProvider,
+    TaskInstance,
 };
 use serde::{Deserialize, Serialize};
 
 pub use cache::GradeCache;
 
-use crate::environment::sandbox_spec;
-use channel::Nonce;
+use crate::environment::{TaskRoot, TaskRoots, sandbox_spec_on};
 use filter::Filtered;
+use pristine::{Pristine, ReadError};
 use runner::Runner;
 
 /// Bounds of a grader.
@@ -69,6 +102,32 @@ pub struct Grade {
     pub dropped: Vec<String>,
     /// For people: why it is not solved, and the end of what the tests printed.
     pub detail: String,
+    /// The patch was found to forge results, in this way. It is then not solved.
+    #[serde(default)]
+    pub cheated: Option<String>,
+    /// How many tests were run a second time with a contradictory expectation. 0 where a test
+    /// failed anyway, or where there was nothing to contradict.
+    #[serde(default)]
+    pub num_twins: usize,
+}
+
+/// Layers of defence that a test of the grader may switch off. No recipe and no command reaches
+/// them.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Defences {
+    /// Drop what the filter drops; otherwise all of the patch is written, after the tests.
+    pub filter: bool,
+    /// Run the tests in a child of the process that holds the channel.
+    pub supervisor: bool,
+    /// Run the twins.
+    pub twins: bool,
+}
+
+impl Default for Defences {
+    fn default() -> Self {
+        Self { filter: true, supervisor: true, twins: true }
+    }
 }
 
 /// A grade that could not be made. Never a reward.
@@ -116,40 +175,39 @@ pub enum GradeError {
 pub struct Grader {
     provider: Arc<dyn SandboxProvider>,
     options: GraderOptions,
+    roots: Option<Arc<TaskRoots>>,
+    defences: Defences,
 }
 
 /// A task made ready for grading: what does not depend on the patch.
 struct Prepared<'a> {
     task: &'a TaskInstance,
     repo: &'a RepoSource,
+    root: TaskRoot,
+    pristine: Pristine,
     runner: Runner,
     /// Hidden tests, as changes of the pristine tree.
     tests: Vec<FileChange>,
 }
 
-/// How one candidate came out before its tests could run.
-enum Early {
-    /// It is unsolved, for this reason.
-    Unsolved(String),
-    /// The sandbox failed.
-    Failed(SandboxError),
-}
-
-impl From<SandboxError> for Early {
-    fn from(error: SandboxError) -> Self {
-        match error {
-            // The host only writes what the patch and the tests say, so what does not fit is
-            // the patch's doing: a file where a directory must be, too much data.
-            SandboxError::Path { .. } | SandboxError::Limit(_) => Self::Unsolved(error.to_string()),
-            error => Self::Failed(error),
-        }
-    }
-}
-
 impl Grader {
     /// A grader over a provider of sandboxes.
     pub fn new(provider: Arc<dyn SandboxProvider>, options: GraderOptions) -> Self {
-        Self { provider, options }
+        Self { provider, options, roots: None, defences: Defences::default() }
+    }
+
+    /// Tasks stand on the roots that `roots` finds (such as their images) instead of the host's
+    /// system. Required for [`RepoSource::InRoot`].
+    #[must_use]
+    pub fn with_roots(self, roots: Arc<TaskRoots>) -> Self {
+        Self { roots: Some(roots), ..self }
+    }
+
+    /// With some layers of defence off, to show that an attack is one.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_defences(self, defences: Defences) -> Self {
+        Self { defences, ..self }
     }
 
     /// Runs the hidden tests on the pristine repository with `patch`.
@@ -162,12 +220,13 @@ impl Grader {
         repo: &RepoSource,
         patch: &str,
     ) -> Result<Grade, GradeError> {
-        let prepared = Self::prepare(task, repo)?;
-        let filtered = prepared.filter(patch)?;
+        let prepared = self.prepare(task, repo)?;
+        let filtered = self.filter(&prepared, patch)?;
         self.grade_filtered(&prepared, &filtered)
     }
 
     fn prepare<'a>(
+        &self,
         task: &'a TaskInstance,
         repo: &'a RepoSource,
     ) -> Result<Prepared<'a>, GradeError> {
@@ -176,170 +235,65 @@ impl Grader {
         if task.fail_to_pass.is_empty() && task.pass_to_pass.is_empty() {
             return Err(refuse("FAIL_TO_PASS and PASS_TO_PASS are both empty".to_owned()));
         }
+        let root = match &self.roots {
+            Some(roots) => roots(task).map_err(refuse)?,
+            None => TaskRoot::default(),
+        };
+        if *repo == RepoSource::InRoot && root.root == RootFs::Host {
+            return Err(refuse("its repository is in an image, and no image was given".to_owned()));
+        }
+        let pristine = Pristine::new(repo, &self.options.workdir, || {
+            self.provider.create(&self.spec(&root, task, repo, 0))
+        })
+        .map_err(|source| sandbox_error(task, source))?;
         let patch = Patch::parse(&task.test_patch)
             .map_err(|error| refuse(format!("test_patch: {error}")))?;
-        let tests = pristine::apply(task, repo, &patch)?
+        let tests = pristine
+            .apply(&patch)
+            .map_err(|failed| read_error(task, failed))?
             .map_err(|error| refuse(format!("test_patch does not apply: {error}")))?;
-        let runner = Runner::new(task, repo, &tests).map_err(refuse)?;
-        Ok(Prepared { task, repo, runner, tests })
+        let runner = Runner::new(task, &pristine, &tests).map_err(refuse)?;
+        Ok(Prepared { task, repo, root, pristine, runner, tests })
     }
 
-    fn grade_filtered(
+    /// The sandbox of a grade; its channel carries two short lines a test.
+    fn spec(
         &self,
-        prepared: &Prepared<'_>,
-        filtered: &Filtered,
-    ) -> Result<Grade, GradeError> {
-        let task = prepared.task;
-        if let Some(reason) = &filtered.refused {
-            return Ok(unsolved_before_tests(task, filtered, reason.clone()));
-        }
-        if filtered.changes.is_empty() && !task.fail_to_pass.is_empty() {
-            let reason = "the patch changes nothing that counts".to_owned();
-            return Ok(unsolved_before_tests(task, filtered, reason));
-        }
-        let sandbox_error =
-            |source| GradeError::Sandbox { instance_id: task.instance_id.clone(), source };
-        let nonce = Nonce::new().map_err(|source| GradeError::Io {
-            instance_id: task.instance_id.clone(),
-            path: "random source of the host".to_owned(),
-            source,
-        })?;
+        root: &TaskRoot,
+        task: &TaskInstance,
+        repo: &RepoSource,
+        num_tests: usize,
+    ) -> patchwright_core::SandboxSpec {
         let mut limits = self.options.limits.clone();
-        // The channel carries one short line a test.
-        let num_tests = prepared.runner.ids().len();
-        limits.output_bytes = limits.output_bytes.max(64 * num_tests + (64 << 10));
-        let mut spec = sandbox_spec(task, prepared.repo, &self.options.workdir, limits);
-        spec.env = BTreeMap::new();
-        let mut sandbox = self.provider.create(&spec).map_err(sandbox_error)?;
-        let ran = self.run_tests(prepared, filtered, sandbox.as_mut(), &nonce);
-        sandbox.destroy().map_err(sandbox_error)?;
-        match ran {
-            Ok(output) => self.read_results(prepared, filtered, &nonce, &output),
-            Err(Early::Unsolved(reason)) => Ok(unsolved_before_tests(task, filtered, reason)),
-            Err(Early::Failed(error)) => Err(sandbox_error(error)),
-        }
+        limits.output_bytes = limits.output_bytes.max(128 * num_tests + (64 << 10));
+        let mut spec = sandbox_spec_on(root.clone(), task, repo, &self.options.workdir, limits);
+        spec.env.clone_from(&root.env);
+        spec
     }
 
-    fn run_tests(
-        &self,
-        prepared: &Prepared<'_>,
-        filtered: &Filtered,
-        sandbox: &mut dyn Sandbox,
-        nonce: &Nonce,
-    ) -> Result<ExecOutput, Early> {
-        self.put(sandbox, &filtered.changes)?;
-        self.put(sandbox, &prepared.tests)?;
-        let workdir = &self.options.workdir;
-        let (argv, stdin) = prepared.runner.command(workdir, nonce);
-        let request = ExecRequest {
-            argv,
-            cwd: workdir.clone(),
-            env: runner::environment(),
-            stdin,
-            timeout: self.options.timeout,
-        };
-        // By now a failure is not a misplaced file's.
-        sandbox.exec(&request).map_err(Early::Failed)
-    }
-
-    /// Writes changed files into the tree of the sandbox.
-    fn put(&self, sandbox: &mut dyn Sandbox, changes: &[FileChange]) -> Result<(), Early> {
-        let inside = |change: &FileChange| format!("{}/{}", self.options.workdir, change.path);
-        let gone = changes.iter().filter(|change| change.new.is_none());
-        self.host_command(sandbox, &["rm", "-f", "--"], gone.map(inside).collect())?;
-        for change in changes {
-            if let Some(bytes) = &change.new {
-                sandbox.write(&inside(change), bytes)?;
-            }
-        }
-        let executable = changes.iter().filter(|change| change.executable);
-        self.host_command(sandbox, &["chmod", "+x", "--"], executable.map(inside).collect())
-    }
-
-    /// Runs one of the grader's own commands over paths, if there are any.
-    fn host_command(
-        &self,
-        sandbox: &mut dyn Sandbox,
-        program: &[&str],
-        paths: Vec<String>,
-    ) -> Result<(), Early> {
-        if paths.is_empty() {
-            return Ok(());
-        }
-        let mut request = ExecRequest::argv(program, &self.options.workdir, self.options.timeout);
-        request.argv.extend(paths);
-        let output = sandbox.exec(&request)?;
-        if output.status == ExecStatus::Exited(0) {
-            return Ok(());
-        }
-        let printed = String::from_utf8_lossy(&output.stderr);
-        Err(Early::Unsolved(format!("{} failed: {}", program.join(" "), printed.trim_end())))
-    }
-
-    fn read_results(
-        &self,
-        prepared: &Prepared<'_>,
-        filtered: &Filtered,
-        nonce: &Nonce,
-        output: &ExecOutput,
-    ) -> Result<Grade, GradeError> {
+    fn filter(&self, prepared: &Prepared<'_>, patch: &str) -> Result<Filtered, GradeError> {
         let task = prepared.task;
-        let ids = prepared.runner.ids();
-        let report = channel::read(nonce, &output.stdout, ids.len());
-        let printed = tail(&String::from_utf8_lossy(&output.stderr), self.options.detail_chars);
-        let how = match output.status {
-            ExecStatus::Exited(code) => format!("exit code {code}"),
-            ExecStatus::Signaled(signal) => format!("signal {signal}"),
-            ExecStatus::TimedOut => {
-                format!("stopped after {} s", self.options.timeout.as_secs())
-            }
-        };
-        if let Some(reason) = report.refused {
-            return Err(GradeError::Task { instance_id: task.instance_id.clone(), reason });
+        if !self.defences.filter {
+            let changes = Patch::parse(patch).ok().map(|patch| prepared.pristine.apply(&patch));
+            let changes = changes.transpose().map_err(|failed| read_error(task, failed))?;
+            let changes = changes.and_then(Result::ok).unwrap_or_default();
+            return Ok(Filtered { changes, dropped: Vec::new(), refused: None });
         }
-        if !report.ready {
-            let instance_id = task.instance_id.clone();
-            return Err(GradeError::Runner { instance_id, how, detail: printed });
-        }
-        let results: BTreeMap<String, bool> =
-            ids.iter().cloned().zip(report.passed.iter().copied()).collect();
-        let solved = results.values().all(|passed| *passed);
-        let num_failed = results.values().filter(|passed| !**passed).count();
-        let mut detail = if solved {
-            String::new()
-        } else {
-            format!("{num_failed} of {} tests failed or gave no result", results.len())
-        };
-        if !report.done {
-            detail = format!("{detail}; the test run did not end by itself ({how})");
-        }
-        if !solved && !printed.is_empty() {
-            detail = format!("{detail}\n{printed}");
-        }
-        Ok(Grade { solved, results, dropped: filtered.dropped.clone(), detail })
+        let files = prepared.runner.test_files();
+        filter::filter(task, &prepared.pristine, &prepared.tests, files, patch)
+            .map_err(|failed| read_error(task, failed))
     }
 }
 
-impl Prepared<'_> {
-    fn filter(&self, patch: &str) -> Result<Filtered, GradeError> {
-        filter::filter(self.task, self.repo, &self.tests, self.runner.test_files(), patch)
-    }
+fn sandbox_error(task: &TaskInstance, source: SandboxError) -> GradeError {
+    GradeError::Sandbox { instance_id: task.instance_id.clone(), source }
 }
 
-fn unsolved_before_tests(task: &TaskInstance, filtered: &Filtered, reason: String) -> Grade {
-    let passing = task.pass_to_pass.iter().map(|id| (id.clone(), true));
-    let failing = task.fail_to_pass.iter().map(|id| (id.clone(), false));
-    Grade {
-        solved: false,
-        results: passing.chain(failing).collect(),
-        dropped: filtered.dropped.clone(),
-        detail: reason,
+fn read_error(task: &TaskInstance, (path, error): (String, ReadError)) -> GradeError {
+    match error {
+        ReadError::Io(source) => {
+            GradeError::Io { instance_id: task.instance_id.clone(), path, source }
+        }
+        ReadError::Sandbox(source) => sandbox_error(task, source),
     }
-}
-
-/// The last `num_chars` characters.
-fn tail(text: &str, num_chars: usize) -> String {
-    let text = text.trim_end();
-    let skip = text.chars().count().saturating_sub(num_chars);
-    text.chars().skip(skip).collect()
 }

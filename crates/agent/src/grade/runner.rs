@@ -2,15 +2,31 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use patchwright_core::{FileChange, RepoSource, TaskInstance};
+use patchwright_core::{FileChange, TaskInstance};
 
 use super::channel::Nonce;
-use super::pristine;
+use super::pristine::Pristine;
 use crate::command::split_words;
 use crate::environment::SITE_PACKAGES;
 
-const UNITTEST_RUNNER: &str = include_str!("unittest_runner.py");
-const PYTEST_RUNNER: &str = include_str!("pytest_runner.py");
+const UNITTEST: &str = concat!(include_str!("supervisor.py"), include_str!("unittest_tests.py"));
+const PYTEST: &str = concat!(include_str!("supervisor.py"), include_str!("pytest_tests.py"));
+const AUDIT: &str = include_str!("audit.py");
+
+/// What the supervisor is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Run the tests; if all pass, run their twins at once where the first run left no trace.
+    Quick,
+    /// Run the tests; if all pass, ask for a second sandbox.
+    Slow,
+    /// Run the twins: the second sandbox.
+    Audit,
+    /// Run the tests and believe them. For tests of the grader.
+    Believe,
+    /// The same, all in one process. For tests of the grader.
+    Bare,
+}
 
 /// The tests of a task and what runs them.
 pub(super) struct Runner {
@@ -19,6 +35,8 @@ pub(super) struct Runner {
     ids: Vec<String>,
     /// The files that hold them.
     test_files: BTreeSet<String>,
+    /// Indices of those of `FAIL_TO_PASS`.
+    required: BTreeSet<usize>,
     site_packages: bool,
 }
 
@@ -33,7 +51,7 @@ impl Runner {
     /// Reads `install_config`. The error names the field.
     pub(super) fn new(
         task: &TaskInstance,
-        repo: &RepoSource,
+        pristine: &Pristine,
         tests: &[FileChange],
     ) -> Result<Self, String> {
         let ids: BTreeSet<String> =
@@ -42,12 +60,15 @@ impl Runner {
         if let Some(id) = ids.iter().find(|id| id.contains('\0')) {
             return Err(format!("the test id {id:?} holds a NUL"));
         }
+        let fails: BTreeSet<&String> = task.fail_to_pass.iter().collect();
+        let required =
+            ids.iter().enumerate().filter(|(_, id)| fails.contains(id)).map(|(i, _)| i).collect();
         let config = &task.install_config;
         let command = split_words(&config.test_cmd)
             .map_err(|reason| format!("install_config.test_cmd: {reason}"))?;
         let has = |path: &str| {
             let changed = tests.iter().find(|change| change.path == path);
-            changed.map_or_else(|| pristine::has(repo, path), |change| change.new.is_some())
+            changed.map_or_else(|| pristine.has(path), |change| change.new.is_some())
         };
         let (kind, test_files) = match config.log_parser.as_str() {
             "unittest" => {
@@ -80,7 +101,7 @@ impl Runner {
                 ));
             }
         };
-        Ok(Self { kind, ids, test_files, site_packages: config.site_packages.is_some() })
+        Ok(Self { kind, ids, test_files, required, site_packages: config.site_packages.is_some() })
     }
 
     /// The tests, by index.
@@ -93,12 +114,24 @@ impl Runner {
         &self.test_files
     }
 
-    /// Program with arguments, and what it reads on standard input: fields that NULs part.
-    pub(super) fn command(&self, workdir: &str, nonce: &Nonce) -> (Vec<String>, Vec<u8>) {
+    /// Program with arguments, and the messages it reads on standard input.
+    ///
+    /// In the end the nonce comes once more, for the time when every child is dead.
+    pub(super) fn command(&self, call: &Call<'_>) -> (Vec<String>, Vec<u8>) {
+        let mode = match call.mode {
+            Mode::Quick => "quick",
+            Mode::Slow => "slow",
+            Mode::Audit => "audit",
+            Mode::Believe => "",
+            Mode::Bare => "bare",
+        };
+        let seconds = call.seconds.to_string();
         let site_packages = if self.site_packages { SITE_PACKAGES } else { "" };
-        let mut fields = vec![nonce.as_str(), workdir, site_packages];
+        // No path of a repository holds an empty or a dot component.
+        let files = self.test_files.iter().map(String::as_str).collect::<Vec<_>>().join("/./");
+        let mut fields = vec![mode, &seconds, call.workdir, site_packages, &files];
         let num_options;
-        let (flags, program): (&[&str], _) = match &self.kind {
+        let (isolated, program) = match &self.kind {
             Kind::Unittest(tests) => {
                 for test in tests {
                     match test {
@@ -107,20 +140,59 @@ impl Runner {
                         None => fields.extend(["", "", ""]),
                     }
                 }
-                (&["-s", "-S", "-B"], UNITTEST_RUNNER)
+                (!call.image, UNITTEST)
             }
             Kind::Pytest(options) => {
                 num_options = options.len().to_string();
                 fields.push(&num_options);
                 fields.extend(options.iter().chain(&self.ids).map(String::as_str));
-                let flags: &[&str] =
-                    if self.site_packages { &["-s", "-S", "-B"] } else { &["-s", "-B"] };
-                (flags, PYTEST_RUNNER)
+                (self.site_packages, PYTEST)
             }
         };
+        let nonce = call.nonce.as_str();
+        let audit = self.audit(call.seed);
+        let messages: &[&str] = match call.mode {
+            Mode::Quick | Mode::Audit => &[&fields.join("\0"), AUDIT, nonce, &audit, nonce],
+            Mode::Slow | Mode::Believe | Mode::Bare => &[&fields.join("\0"), nonce],
+        };
+        let mut stdin = Vec::new();
+        for message in messages {
+            stdin.extend(format!("{:010}", message.len()).into_bytes());
+            stdin.extend(message.as_bytes());
+        }
+        let flags: &[&str] = if isolated { &["-s", "-S", "-B"] } else { &["-s", "-B"] };
         let argv = [&["python3"], flags, &["-c", program]].concat();
-        (argv.into_iter().map(str::to_owned).collect(), fields.join("\0").into_bytes())
+        (argv.into_iter().map(str::to_owned).collect(), stdin)
     }
+
+    /// What the program that changes the tests is told: a seed, and where each test stands.
+    fn audit(&self, seed: u64) -> String {
+        let mut fields = vec![seed.to_string()];
+        for (index, id) in self.ids.iter().enumerate() {
+            let place = match &self.kind {
+                Kind::Unittest(tests) => match &tests[index] {
+                    Some(test) => test.join("::"),
+                    None => continue,
+                },
+                // The parameters of a test share its function.
+                Kind::Pytest(_) => id.split('[').next().unwrap_or_default().to_owned(),
+            };
+            let mark = if self.required.contains(&index) { "!" } else { "-" };
+            fields.push(format!("{index} {mark} {place}"));
+        }
+        fields.join("\0")
+    }
+}
+
+/// One call of the supervisor.
+pub(super) struct Call<'a> {
+    pub mode: Mode,
+    pub workdir: &'a str,
+    pub nonce: &'a Nonce,
+    pub seconds: f64,
+    pub seed: u64,
+    /// The root is an image's, whose packages are the task's.
+    pub image: bool,
 }
 
 /// Environment of the runners: no randomness that a test could depend on.

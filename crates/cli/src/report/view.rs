@@ -245,6 +245,7 @@ impl<'a> Shown<'a> {
 /// How a rollout ended, in words.
 fn ended(record: &RolloutRecord) -> &'static str {
     match (record.status, record.failure) {
+        (_, Some(FailureClass::Cheat)) => "cheated: its patch forges results",
         (RolloutStatus::Submitted, _) => "submitted",
         (RolloutStatus::TurnLimit, _) => "turn limit",
         (RolloutStatus::ContextLimit, _) => "context limit",
