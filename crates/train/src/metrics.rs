@@ -19,6 +19,9 @@ pub struct Funnel {
     pub num_context_limit: usize,
     /// Ended by formatting errors.
     pub num_format_limit: usize,
+    /// Graded ones whose patch was found to forge results: an alarm where it is not 0.
+    #[serde(default)]
+    pub num_cheats: usize,
     /// Groups that were run.
     pub num_groups: usize,
     /// Groups without an advantage because all siblings were solved.
@@ -42,6 +45,7 @@ impl std::ops::AddAssign for Funnel {
         self.num_turn_limit += other.num_turn_limit;
         self.num_context_limit += other.num_context_limit;
         self.num_format_limit += other.num_format_limit;
+        self.num_cheats += other.num_cheats;
         self.num_groups += other.num_groups;
         self.num_groups_all_solved += other.num_groups_all_solved;
         self.num_groups_all_failed += other.num_groups_all_failed;

@@ -204,6 +204,8 @@ impl RolloutTotals {
             }
             totals.num_graded += 1;
             funnel.num_solved += usize::from(rollout.is_solved());
+            let cheated = rollout.failure == Some(patchwright_core::FailureClass::Cheat);
+            funnel.num_cheats += usize::from(cheated);
             totals.num_turns += rollout.num_turns();
             totals.num_format_errors += trajectory.num_format_errors();
             match rollout.status {

@@ -174,6 +174,7 @@ fn add(sum: &mut Funnel, part: &Funnel) {
     sum.num_turn_limit += part.num_turn_limit;
     sum.num_context_limit += part.num_context_limit;
     sum.num_format_limit += part.num_format_limit;
+    sum.num_cheats += part.num_cheats;
     sum.num_groups += part.num_groups;
     sum.num_groups_all_solved += part.num_groups_all_solved;
     sum.num_groups_all_failed += part.num_groups_all_failed;
