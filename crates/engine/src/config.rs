@@ -6,6 +6,8 @@ use patchwright_core::TrainerError;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::rope::RopeScaling;
+
 /// The family members this engine knows. They differ in biases and norms only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -55,6 +57,9 @@ pub struct ModelConfig {
     pub rms_norm_eps: f32,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
+    /// How the rotary frequencies are stretched; `None` leaves them plain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
 }
 
 /// `config.json` as it may be found: older and newer spellings, options we must not ignore.
@@ -132,12 +137,17 @@ impl ModelConfig {
             ("mlp_bias", raw.mlp_bias),
             ("use_sliding_window", raw.use_sliding_window),
             ("layer_types", raw.layer_types.iter().any(|kind| kind != "full_attention")),
-            ("rope_scaling", raw.rope_scaling.as_ref().is_some_and(is_scaled)),
-            ("rope_parameters", raw.rope_parameters.as_ref().is_some_and(is_scaled)),
         ];
         if let Some((name, _)) = unsupported.iter().find(|(_, present)| *present) {
             return Err(format!("{name} is set in a way that is not supported"));
         }
+        let scaling = |name: &str, section: &Option<Value>| {
+            let parsed = section.as_ref().map(RopeScaling::parse).transpose();
+            parsed.map(Option::flatten).map_err(|error| format!("{name}: {error}"))
+        };
+        // The newer spelling says what the older one does.
+        let rope_scaling = scaling("rope_parameters", &raw.rope_parameters)?
+            .or(scaling("rope_scaling", &raw.rope_scaling)?);
         let nested_theta = raw.rope_parameters.as_ref().and_then(|p| p["rope_theta"].as_f64());
         let config = Self {
             model_type,
@@ -155,6 +165,7 @@ impl ModelConfig {
             rope_theta: raw.rope_theta.or(nested_theta.map(|t| t as f32)).unwrap_or(10_000.0),
             rms_norm_eps: raw.rms_norm_eps,
             tie_word_embeddings: raw.tie_word_embeddings,
+            rope_scaling,
         };
         config.validate()?;
         Ok(config)
@@ -213,7 +224,10 @@ impl ModelConfig {
             "max_position_embeddings": self.max_position_embeddings,
             // The older and the newer spelling.
             "rope_theta": self.rope_theta,
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "rope_parameters": match self.rope_scaling {
+                Some(scaling) => scaling.to_json(self.rope_theta),
+                None => serde_json::json!({"rope_type": "default", "rope_theta": self.rope_theta}),
+            },
             "rms_norm_eps": self.rms_norm_eps,
             "tie_word_embeddings": self.tie_word_embeddings,
             "hidden_act": "silu",
@@ -253,15 +267,6 @@ impl ModelConfig {
     }
 }
 
-/// Whether a rope section asks for anything but the plain rotation.
-fn is_scaled(rope: &Value) -> bool {
-    let kind = rope.get("rope_type").or_else(|| rope.get("type"));
-    match kind.and_then(Value::as_str) {
-        Some(kind) => kind != "default",
-        None => rope.as_object().is_some_and(|o| o.keys().any(|k| k != "rope_theta")),
-    }
-}
-
 #[cfg(test)]
 #[expect(clippy::float_cmp, reason = "exact values are meant")]
 mod tests {
@@ -281,6 +286,7 @@ mod tests {
             rope_theta: 10_000.0,
             rms_norm_eps: 1e-6,
             tie_word_embeddings: true,
+            rope_scaling: None,
         }
     }
 
@@ -302,13 +308,41 @@ mod tests {
         assert!(edit("model_type", "gpt2".into()).contains("gpt2"));
         assert!(edit("hidden_act", "gelu".into()).contains("gelu"));
         assert!(edit("attention_bias", true.into()).contains("attention_bias"));
-        let yarn = serde_json::json!({"rope_type": "yarn", "factor": 4.0});
-        assert!(edit("rope_scaling", yarn.clone()).contains("rope_scaling"));
-        assert!(edit("rope_parameters", yarn).contains("rope_parameters"));
+        let dynamic = serde_json::json!({"rope_type": "dynamic", "factor": 4.0});
+        assert!(edit("rope_scaling", dynamic.clone()).contains("rope_scaling: unknown variant"));
+        assert!(edit("rope_parameters", dynamic).contains("rope_parameters"));
+        let mscale = serde_json::json!({"rope_type": "yarn", "factor": 4.0, "mscale": 0.7});
+        assert!(edit("rope_scaling", mscale).contains("mscale is not supported"));
+        let negative = serde_json::json!({"type": "linear", "factor": -1.0});
+        assert!(edit("rope_scaling", negative).contains("positive"));
         assert!(edit("num_key_value_heads", 3.into()).contains("multiple"));
         assert!(edit("head_dim", 7.into()).contains("odd"));
         assert!(edit("vocab_size", 0.into()).contains("vocab_size"));
         assert!(edit("hidden_size", "x".into()).contains("not a model config"));
+    }
+
+    #[test]
+    fn scaled_ropes_round_trip() {
+        let older = serde_json::json!({"type": "yarn", "factor": 4.0,
+            "original_max_position_embeddings": 32});
+        let mut json: Value = serde_json::from_str(&tiny().to_json()).unwrap();
+        json["rope_scaling"] = older;
+        let yarn = ModelConfig::parse(&json.to_string()).unwrap();
+        assert!(matches!(
+            yarn.rope_scaling,
+            Some(RopeScaling::Yarn {
+                factor: 4.0,
+                original_max_position_embeddings: Some(32),
+                attention_factor: None,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+                truncate: true
+            })
+        ));
+        assert_eq!(ModelConfig::parse(&yarn.to_json()).unwrap(), yarn);
+        let linear =
+            ModelConfig { rope_scaling: Some(RopeScaling::Linear { factor: 2.0 }), ..tiny() };
+        assert_eq!(ModelConfig::parse(&linear.to_json()).unwrap(), linear);
     }
 
     #[test]

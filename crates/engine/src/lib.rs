@@ -31,5 +31,6 @@ mod weights;
 
 pub use config::{ModelConfig, ModelType};
 pub use engine::{Engine, EngineOptions};
+pub use rope::RopeScaling;
 pub use sampler::{EmbeddedSampler, SamplerStats};
 pub use trainer::EmbeddedTrainer;

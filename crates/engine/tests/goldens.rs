@@ -103,3 +103,18 @@ fn qwen2() {
 fn llama() {
     check("llama");
 }
+
+#[test]
+fn yarn() {
+    check("qwen2-yarn");
+}
+
+#[test]
+fn linear_rope() {
+    check("llama-linear");
+}
+
+#[test]
+fn llama3_rope() {
+    check("llama-llama3");
+}

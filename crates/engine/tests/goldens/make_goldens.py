@@ -3,7 +3,7 @@
 Run once, with torch and transformers (the fixtures here came from torch 2.15.0 and transformers
 5.23.0, on a CPU):
 
-    python make_goldens.py            # writes qwen3/, qwen2/ and llama/ beside this file
+    python make_goldens.py [MODEL]... # writes a directory a model beside this file
     python make_goldens.py check DIR  # loads a checkpoint of the engine, prints log-probabilities
 
 Each directory has a tiny random model as `save_pretrained` writes it, and golden.safetensors:
@@ -47,6 +47,32 @@ MODELS = {
     ),
     "llama": lambda: LlamaForCausalLM(
         LlamaConfig(**SIZES, rope_theta=5e5, rms_norm_eps=1e-5, tie_word_embeddings=False)
+    ),
+    "qwen2-yarn": lambda: Qwen2ForCausalLM(
+        Qwen2Config(
+            **SIZES,
+            rope_parameters=dict(
+                rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=16
+            ),
+        )
+    ),
+    "llama-linear": lambda: LlamaForCausalLM(
+        LlamaConfig(
+            **SIZES, rope_parameters=dict(rope_type="linear", rope_theta=1e4, factor=4.0)
+        )
+    ),
+    "llama-llama3": lambda: LlamaForCausalLM(
+        LlamaConfig(
+            **SIZES,
+            rope_parameters=dict(
+                rope_type="llama3",
+                rope_theta=1e4,
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=32,
+            ),
+        )
     ),
 }
 ADAM = dict(lr=1e-2, betas=(0.9, 0.95), eps=1e-4)
@@ -113,5 +139,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["check"]:
         check(sys.argv[2])
     else:
-        for model_name in MODELS:
+        for model_name in sys.argv[1:] or MODELS:
             make(model_name)
