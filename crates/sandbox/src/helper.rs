@@ -9,11 +9,14 @@ use patchwright_core::SandboxLimits;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 
 use crate::command;
+use crate::links::Index;
 use crate::plan::{LimitsRung, Plan, Source};
 use crate::setup::{Built, STATE};
 use crate::sys;
 use crate::tree::{Marks, Merged, Place, READ_DIR, Skip, Walk};
-use crate::wire::{Context, Decoder, Encoder, Kind, MAX_FRAME, Refusal, receive, send};
+use crate::wire::{
+    Context, Decoder, Encoder, Kind, MAX_FRAME, Refusal, receive, send, send_descriptor,
+};
 
 /// Bytes of file data that one diff may take out.
 pub const MAX_DIFF: u64 = 64 << 20;
@@ -32,6 +35,8 @@ pub struct Helper<'a> {
     pub writable: &'a OwnedFd,
     /// All layers, by number.
     pub stack: &'a OwnedFd,
+    /// The indexes of its overlays.
+    pub indexes: &'a [Index],
     /// What the sandbox is made of.
     pub plan: &'a Plan,
     /// Bounds.
@@ -46,7 +51,8 @@ pub struct Helper<'a> {
 pub fn serve(stream: &UnixStream, built: &Built, plan: &Plan, rung: LimitsRung) -> ! {
     let Ok(signals) = sys::child_signals() else { sys::exit(1) };
     let (writable, stack, limits) = (&built.writable, &built.stack, &plan.limits);
-    let helper = Helper { stream, writable, stack, plan, limits, rung, signals };
+    let indexes = &built.indexes;
+    let helper = Helper { stream, writable, stack, indexes, plan, limits, rung, signals };
     if send(&mut &*stream, Kind::Ready, &[]).is_err() {
         sys::exit(1);
     }
@@ -59,6 +65,10 @@ pub fn serve(stream: &UnixStream, built: &Built, plan: &Plan, rung: LimitsRung) 
             Kind::Write => write(&body).map(|()| Vec::new()),
             Kind::Snapshot => match helper.snapshot(&body) {
                 Ok(()) => continue,
+                Err(refusal) => Err(refusal),
+            },
+            Kind::Seal => match helper.settle() {
+                Ok(()) => sys::exit(i32::from(helper.seal().is_err())),
                 Err(refusal) => Err(refusal),
             },
             Kind::Destroy => sys::exit(0),
@@ -81,7 +91,22 @@ impl Helper<'_> {
         Ok(ended.encode())
     }
 
+    /// Makes the layers say all that is in view.
+    fn settle(&self) -> Result<(), Refusal> {
+        self.indexes.iter().try_for_each(|index| index.settle(self.writable))
+    }
+
+    /// Hands the layers over.
+    fn seal(&self) -> std::io::Result<()> {
+        let stat = rustix::fs::fstatvfs(self.writable)?;
+        let mut body = Encoder::default();
+        body.u64((stat.f_blocks - stat.f_bfree) * stat.f_frsize).u64(stat.f_files - stat.f_ffree);
+        send(&mut &*self.stream, Kind::Done, &body.0)?;
+        send_descriptor(self.stream, self.stack)
+    }
+
     fn snapshot(&self, body: &[u8]) -> Result<(), Refusal> {
+        self.settle()?;
         let mut to = BufWriter::with_capacity(256 << 10, self.stream);
         let scope = Decoder::new(body).u8().step("read a request")?;
         if scope == SNAPSHOT_CHANGES {

@@ -9,12 +9,14 @@
 
 #![deny(unsafe_code)]
 
+mod branch;
 mod cgroup;
 mod command;
 mod diff;
 mod fill;
 mod helper;
 mod keeper;
+mod links;
 mod native;
 mod overlay;
 mod owners;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::io::{self, BufReader, BufWriter, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{self, BufReader};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,32 +13,39 @@ use patchwright_core::{
     SandboxLimits, SandboxSpec,
 };
 
+use crate::branch::Launch;
 use crate::command::{Command, Ended};
 use crate::diff::{Pristine, Written};
 use crate::fill::{open_repository, send_directory, send_files, send_upper};
-use crate::helper::{SNAPSHOT_ALL, SNAPSHOT_CHANGES, read_request, write_request};
+use crate::helper::{SNAPSHOT_CHANGES, read_request, write_request};
 use crate::overlay::MAX_LAYERS;
 use crate::plan::{Plan, Sealed, Source};
 use crate::provider::{Inner, Slot, died, from_refusal, host_error};
 use crate::python;
 use crate::template::{HOME, MAX_STACK};
 use crate::tree::{Entry, Marks, Merged, Place};
-use crate::wire::{Cause, Kind, MAX_FRAME, Refusal, malformed, receive, send};
+use crate::wire::{Kind, MAX_FRAME, Refusal, malformed, receive, send};
 
 /// How long PID 1 may take to answer, beyond what the request itself may take.
-const GRACE: Duration = Duration::from_mins(1);
+pub(crate) const GRACE: Duration = Duration::from_mins(1);
 /// Longest output that is kept of one stream.
 const MAX_OUTPUT: usize = 16 << 20;
 /// Memory that must be left when the disk, which is memory too, is full.
 const BESIDE_DISK: u64 = 32 << 20;
 /// A native sandbox.
 pub struct NativeSandbox {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
     /// `None` once it is destroyed, or found dead.
-    slot: Option<Slot>,
-    plan: Plan,
-    repo: RepoSource,
-    env: BTreeMap<String, String>,
+    pub(crate) slot: Option<Slot>,
+    /// Its sealed layers while nothing runs: after a fork, until it is used again.
+    pub(crate) stack: Option<OwnedFd>,
+    /// Whether its slot has written what others may hold.
+    pub(crate) is_forked: bool,
+    pub(crate) plan: Plan,
+    /// What it held at its first fork since all was in one layer.
+    pub(crate) base: Sealed,
+    pub(crate) repo: RepoSource,
+    pub(crate) env: BTreeMap<String, String>,
 }
 
 impl NativeSandbox {
@@ -74,87 +81,49 @@ impl NativeSandbox {
             read_only,
             limits: spec.limits.clone(),
             sealed: Sealed::default(),
+            lend: false,
         };
         let mut sandbox = Self {
             inner: Arc::clone(inner),
             slot: None,
+            stack: None,
+            is_forked: false,
             plan,
+            base: Sealed::default(),
             repo: spec.repo.clone(),
             env: environment(&spec.root, &spec.env),
         };
         match sandbox.start_fresh() {
-            Err(Start::NoOverlay(_)) if sandbox.plan.layers.is_empty() => {
+            Launch::NoOverlay(_) if sandbox.plan.layers.is_empty() => {
                 sandbox.plan.source = Source::Tree;
-                sandbox.start_fresh().map_err(SandboxError::from)?;
+                sandbox.start_fresh().into_result()?;
             }
-            other => other.map_err(SandboxError::from)?,
+            other => other.into_result()?,
         }
         Ok(sandbox)
     }
 
-    fn start_fresh(&mut self) -> Result<(), Start> {
+    fn start_fresh(&mut self) -> Launch {
         let repo = self.repo.clone();
         let whole = self.plan.source == Source::Tree;
         let disk_bytes = self.plan.limits.disk_bytes;
-        self.start(|to| match &repo {
+        let (launch, _) = self.start(None, |to| match &repo {
             RepoSource::Files(files) => send_files(files, to),
             RepoSource::Directory(path) if whole => send_directory(path, disk_bytes, to),
             RepoSource::Directory(path) => send_upper(path, to),
             RepoSource::InRoot => Ok(()),
-        })
-    }
-
-    /// Takes a slot and makes the sandbox of the plan in it, with the tree that `fill` sends.
-    fn start(
-        &mut self,
-        fill: impl FnOnce(&mut BufWriter<&UnixStream>) -> Result<(), SandboxError>,
-    ) -> Result<(), Start> {
-        let slot = self.inner.take_slot().map_err(Start::Failed)?;
-        let (sent, answer) = {
-            let stream = &slot.stream;
-            let _ = stream.set_read_timeout(Some(GRACE));
-            let mut to = BufWriter::with_capacity(128 << 10, stream);
-            let sent = send(&mut to, Kind::Create, &self.plan.encode())
-                .map_err(|e| host_error("make a sandbox", e))
-                .and_then(|()| fill(&mut to))
-                .and_then(|()| {
-                    send(&mut to, Kind::End, &[])
-                        .and_then(|()| to.flush())
-                        .map_err(|e| host_error("make a sandbox", e))
-                });
-            let answer = if sent.is_ok() { receive(&mut &*stream).ok().flatten() } else { None };
-            // What could not be sent must not be sent when the writer goes.
-            let _ = to.into_parts();
-            (sent, answer)
-        };
-        match answer {
-            Some((Kind::Ready, _)) => {
-                self.slot = Some(slot);
-                Ok(())
-            }
-            Some((Kind::Refused, body)) => {
-                let refusal = Refusal::decode(&body);
-                match receive(&mut &slot.stream) {
-                    Ok(Some((Kind::Gone, _))) => self.inner.give_back(slot),
-                    _ => self.inner.abandon(slot),
-                }
-                match refusal {
-                    Ok(refusal) if refusal.cause == Cause::NoOverlay => {
-                        Err(Start::NoOverlay(refusal))
-                    }
-                    Ok(refusal) => Err(Start::Failed(from_refusal(refusal))),
-                    Err(error) => Err(Start::Failed(host_error("make a sandbox", error))),
-                }
-            }
-            _ => {
-                self.inner.abandon(slot);
-                Err(Start::Failed(sent.err().unwrap_or_else(|| died("while it was made"))))
-            }
-        }
+        });
+        launch
     }
 
     /// Sends a request and awaits its answer.
-    fn ask(&mut self, kind: Kind, body: &[u8], time: Duration) -> Result<Vec<u8>, SandboxError> {
+    pub(crate) fn ask(
+        &mut self,
+        kind: Kind,
+        body: &[u8],
+        time: Duration,
+    ) -> Result<Vec<u8>, SandboxError> {
+        self.wake()?;
         let Some(slot) = &self.slot else { return Err(died("it was used after its end")) };
         let stream = &slot.stream;
         let answer = stream
@@ -174,7 +143,7 @@ impl NativeSandbox {
     }
 
     /// The sandbox is of no more use: everything in it ends now.
-    fn dead(&mut self, why: &str) -> SandboxError {
+    pub(crate) fn dead(&mut self, why: &str) -> SandboxError {
         if let Some(slot) = self.slot.take() {
             self.inner.abandon(slot);
         }
@@ -203,6 +172,7 @@ impl NativeSandbox {
     }
 
     fn written(&mut self) -> Result<Written, SandboxError> {
+        self.wake()?;
         let Some(slot) = &self.slot else { return Err(died("it was used after its end")) };
         let mut written = Written::new(false);
         let mut refused = None;
@@ -235,37 +205,6 @@ impl NativeSandbox {
         })();
         taken.map_err(|error| self.dead(&error.to_string()))?;
         refused.map_or(Ok(written), Err)
-    }
-
-    /// Kills everything and awaits the end; once is enough.
-    fn end(&mut self) {
-        let Some(slot) = self.slot.take() else { return };
-        let gone = slot
-            .stream
-            .set_read_timeout(Some(GRACE))
-            .and_then(|()| send(&mut &slot.stream, Kind::Destroy, &[]))
-            .and_then(|()| receive(&mut &slot.stream));
-        if matches!(gone, Ok(Some((Kind::Gone, _)))) {
-            self.inner.give_back(slot);
-        } else {
-            // It died by itself; its slot has ended with it, and this makes sure.
-            self.inner.abandon(slot);
-        }
-    }
-}
-
-/// Why a sandbox was not made.
-enum Start {
-    NoOverlay(Refusal),
-    Failed(SandboxError),
-}
-
-impl From<Start> for SandboxError {
-    fn from(start: Start) -> Self {
-        match start {
-            Start::NoOverlay(refusal) => from_refusal(refusal),
-            Start::Failed(error) => error,
-        }
     }
 }
 
@@ -312,26 +251,7 @@ impl Sandbox for NativeSandbox {
     }
 
     fn fork(&mut self) -> Result<Box<dyn Sandbox>, SandboxError> {
-        let mut copy = Self {
-            inner: Arc::clone(&self.inner),
-            slot: None,
-            plan: self.plan.clone(),
-            repo: self.repo.clone(),
-            env: self.env.clone(),
-        };
-        let Some(slot) = &self.slot else { return Err(died("it was used after its end")) };
-        let mut source = Ok(());
-        let started = copy.start(|to| {
-            source = relay(&slot.stream, to);
-            Ok(())
-        });
-        match source {
-            Ok(()) => {}
-            Err(Relay::Refused(refusal)) => return Err(from_refusal(refusal)),
-            Err(Relay::Broken(error)) => return Err(self.dead(&error.to_string())),
-        }
-        started.map_err(SandboxError::from)?;
-        Ok(Box::new(copy))
+        Ok(Box::new(self.branch()?))
     }
 
     fn destroy(mut self: Box<Self>) -> Result<(), SandboxError> {
@@ -343,32 +263,6 @@ impl Sandbox for NativeSandbox {
 impl Drop for NativeSandbox {
     fn drop(&mut self) {
         self.end();
-    }
-}
-
-enum Relay {
-    Refused(Refusal),
-    Broken(io::Error),
-}
-
-/// Carries a sandbox's writable tree over to another, without its end. The source is read to its
-/// end whatever becomes of the other side.
-fn relay(source: &UnixStream, to: &mut BufWriter<&UnixStream>) -> Result<(), Relay> {
-    let started = source
-        .set_read_timeout(Some(GRACE))
-        .and_then(|()| send(&mut &*source, Kind::Snapshot, &[SNAPSHOT_ALL]));
-    started.map_err(Relay::Broken)?;
-    let mut from = BufReader::with_capacity(128 << 10, source);
-    let mut writable = true;
-    loop {
-        match receive(&mut from).map_err(Relay::Broken)? {
-            Some((Kind::End, _)) => return Ok(()),
-            Some((Kind::Refused, body)) => {
-                return Err(Relay::Refused(Refusal::decode(&body).map_err(Relay::Broken)?));
-            }
-            Some((kind, body)) => writable = writable && send(to, kind, &body).is_ok(),
-            None => return Err(Relay::Broken(io::ErrorKind::UnexpectedEof.into())),
-        }
     }
 }
 

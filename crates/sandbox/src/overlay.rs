@@ -1,12 +1,15 @@
 //! Overlays, put together layer by layer, so that their number has no bound but the kernel's.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Mode;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use crate::keeper::Identity;
 use crate::sys;
-use crate::template::attach;
+use crate::template::{LOWER, attach};
+use crate::tree::READ_DIR;
 use crate::wire::{Cause, Refusal};
 
 /// Layers of one overlay that the kernel takes.
@@ -30,22 +33,31 @@ pub fn no_overlay(why: impl Into<String>) -> Refusal {
     Refusal { cause: Cause::NoOverlay, what: "overlay".to_owned(), why: why.into(), errno: 0 }
 }
 
+/// Whether layers can be named one by one (Linux 6.7), rather than in one text of limited length.
+pub fn takes_single_layers() -> bool {
+    rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+        .and_then(|fs| rustix::mount::fsconfig_set_string(&fs, "lowerdir+", LOWER))
+        .is_ok()
+}
+
 impl Overlay<'_> {
-    /// Mounts it at `at`.
-    pub fn mount(&self, at: &Path, identity: Identity) -> Result<(), Refusal> {
+    /// Mounts it at `at`, and gives its index if it has one.
+    pub fn mount(&self, at: &Path, identity: Identity) -> Result<Option<OwnedFd>, Refusal> {
         // An overlay works on its layers with the powers of whoever mounts it: it must be able to
         // change the files of its work directory, whose mode is 0.
         let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         sys::set_fs_ids(own.0, own.1);
         let made = self.make();
+        let index = rustix::fs::open(self.work.join("index"), READ_DIR, Mode::empty()).ok();
         sys::set_fs_ids(identity.uid, identity.gid);
         let made = made.map_err(|(step, error)| {
             no_overlay(format!("{step}: {}", std::io::Error::from(error)))
         })?;
-        attach(&made, at)
+        attach(&made, at)?;
+        Ok(index.filter(|_| self.links))
     }
 
-    fn make(&self) -> Result<std::os::fd::OwnedFd, (&'static str, rustix::io::Errno)> {
+    fn make(&self) -> Result<OwnedFd, (&'static str, rustix::io::Errno)> {
         use rustix::mount::{fsconfig_create, fsconfig_set_flag, fsconfig_set_string};
         let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
             .map_err(|error| ("fsopen", error))?;

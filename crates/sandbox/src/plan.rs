@@ -96,12 +96,15 @@ pub struct Machine {
     pub privileged: bool,
     /// Whether a directory can be an overlay's lower layer; if not, it is copied.
     pub overlay: bool,
+    /// Whether an overlay's layers can be named one by one; if not, forks copy.
+    pub stacks: bool,
 }
 
 impl Machine {
     /// The message.
     pub fn encode(self) -> Vec<u8> {
-        vec![self.rung.byte(), u8::from(self.privileged), u8::from(self.overlay)]
+        let flags = [self.privileged, self.overlay, self.stacks].map(u8::from);
+        [&[self.rung.byte()][..], &flags].concat()
     }
 
     /// Reads the message.
@@ -111,6 +114,7 @@ impl Machine {
             rung: LimitsRung::from_byte(body.u8()?)?,
             privileged: body.u8()? != 0,
             overlay: body.u8()? != 0,
+            stacks: body.u8()? != 0,
         })
     }
 }
@@ -152,6 +156,8 @@ pub struct Plan {
     pub limits: SandboxLimits,
     /// What it starts from.
     pub sealed: Sealed,
+    /// Whether the handle to the sealed layers is wanted back: it serves once.
+    pub lend: bool,
 }
 
 impl Plan {
@@ -176,6 +182,7 @@ impl Plan {
         body.u64(limits.memory_bytes).u64(limits.num_processes).u64(limits.cpu_seconds);
         body.u64(limits.output_bytes as u64).u64(limits.disk_bytes);
         body.u32(self.sealed.layers).u64(self.sealed.bytes).u64(self.sealed.inodes);
+        body.u8(u8::from(self.lend));
         body.0
     }
 
@@ -201,7 +208,8 @@ impl Plan {
             disk_bytes: body.u64()?,
         };
         let sealed = Sealed { layers: body.u32()?, bytes: body.u64()?, inodes: body.u64()? };
-        Ok(Self { layers, workdir, source, read_only, limits, sealed })
+        let lend = body.u8()? != 0;
+        Ok(Self { layers, workdir, source, read_only, limits, sealed, lend })
     }
 
     /// User and group id that commands see as their own. An image's programs expect to be root;
@@ -230,7 +238,8 @@ mod tests {
         let boot =
             Boot { rung: Some(LimitsRung::CgroupV1), prefixes: vec![PathBuf::from("/opt/py")] };
         assert_eq!(Boot::decode(&boot.encode()).unwrap(), boot);
-        let machine = Machine { rung: LimitsRung::Watchdog, privileged: true, overlay: false };
+        let machine =
+            Machine { rung: LimitsRung::Watchdog, privileged: true, overlay: false, stacks: true };
         assert_eq!(Machine::decode(&machine.encode()).unwrap(), machine);
         let plan = Plan {
             layers: vec![PathBuf::from("/l1"), PathBuf::from("/l0")],
@@ -239,6 +248,7 @@ mod tests {
             read_only: vec![(PathBuf::from("/a"), "/b".to_owned())],
             limits: patchwright_core::SandboxLimits::default(),
             sealed: Sealed { layers: 3, bytes: 1 << 40, inodes: 9 },
+            lend: true,
         };
         assert_eq!(Plan::decode(&plan.encode()).unwrap(), plan);
         assert!(Plan::decode(&plan.encode()[..20]).is_err());

@@ -27,6 +27,7 @@ use rustix::process::Signal;
 use rustix::thread::CapabilitySet;
 
 use crate::keeper::{Identity, enter_user_namespace};
+use crate::links::Index;
 use crate::overlay::{Overlay, no_overlay};
 pub use crate::owners::id_map;
 use crate::owners::{OwnerMap, show_as_user};
@@ -52,6 +53,8 @@ pub struct Built {
     pub writable: OwnedFd,
     /// The whole stack, by number, as a tree of mounts that can be attached elsewhere.
     pub stack: OwnedFd,
+    /// The indexes of its overlays.
+    pub indexes: Vec<Index>,
 }
 
 /// Opens the plan's host directories. Called while the host's files are in view.
@@ -88,7 +91,7 @@ pub fn find_sources(
 pub fn build(ground: &Ground<'_>, stream: &mut UnixStream) -> Result<Built, Refusal> {
     let plan = ground.plan;
     let identity = ground.identity;
-    let built = match lay_stack(ground, stream) {
+    let mut built = match lay_stack(ground, stream) {
         Ok(built) => built,
         Err(refusal) => {
             // The tree is read whatever happens: the host is sending it.
@@ -100,20 +103,20 @@ pub fn build(ground: &Ground<'_>, stream: &mut UnixStream) -> Result<Built, Refu
     sys::set_fs_ids(identity.uid, identity.gid);
     fill(ground, &built.writable, stream)?;
 
-    let own = lay_own(ground)?;
+    let own = lay_own(ground, &mut built.indexes)?;
     let root = if plan.layers.is_empty() {
         let root = lay_root(plan, ground.parts)?;
         bind(&own.join("tmp"), &root.join("tmp"))?;
         bind(&own.join("home"), &root.join(&HOME[1..]))?;
         root
     } else {
-        lay_image(ground)?
+        lay_image(ground, &mut built.indexes)?
     };
     bind(&own.join("shm"), &root.join("dev/shm"))?;
     for (tree, (_, at)) in ground.read_only.iter().zip(&plan.read_only) {
         attach(tree, &mountpoint(plan, &root, at)?)?;
     }
-    mount_repository(ground, &own, &root)?;
+    mount_repository(ground, &own, &root, &mut built.indexes)?;
     let hidden_proc = mount_proc()?;
     show_proc(&root.join("proc"))?;
     if plan.layers.is_empty() {
@@ -150,26 +153,32 @@ fn lay_stack(ground: &Ground<'_>, stream: &mut UnixStream) -> Result<Built, Refu
         None => bind(stack, stack)?,
         Some(handle) => {
             attach(handle, stack)?;
-            // A handle serves once: whoever gave it may want to fork once more from there.
-            let again = clone_tree(stack)?;
-            send(stream, Kind::Stack, &[])
-                .and_then(|()| send_descriptor(stream, &again))
-                .step("hand the sealed layers back")?;
+            if plan.lend {
+                let again = clone_tree(stack)?;
+                send(stream, Kind::Stack, &[])
+                    .and_then(|()| send_descriptor(&*stream, &again))
+                    .step("hand the sealed layers back")?;
+            }
         }
     }
     let at = layer(plan);
     mount_layer(plan, ground.identity, &at)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let writable = rustix::fs::open(&at, flags, Mode::empty()).step("open the writable layer")?;
-    Ok(Built { writable, stack: clone_tree(stack)? })
+    Ok(Built { writable, stack: clone_tree(stack)?, indexes: Vec::new() })
+}
+
+/// Files, directories and links that a disk may hold: an inode costs about a kilobyte of kernel
+/// memory that no size bounds.
+pub fn num_inodes(disk_bytes: u64) -> u64 {
+    (disk_bytes / 2048).max(4096)
 }
 
 fn mount_layer(plan: &Plan, identity: Identity, at: &Path) -> Result<(), Refusal> {
     let disk_bytes = plan.limits.disk_bytes;
     // What is sealed still takes its room: a fork makes no memory. Zero would mean no bound.
     let bytes = disk_bytes.saturating_sub(plan.sealed.bytes).max(1 << 16);
-    // An inode costs about a kilobyte of kernel memory that no size bounds.
-    let inodes = (disk_bytes / 2048).max(4096).saturating_sub(plan.sealed.inodes).max(64);
+    let inodes = num_inodes(disk_bytes).saturating_sub(plan.sealed.inodes).max(64);
     let options = format!(
         "size={bytes},nr_inodes={inodes},mode=0755,uid={},gid={}",
         identity.uid, identity.gid
@@ -244,8 +253,14 @@ fn like(other: &fs::Metadata, dir: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Mounts the overlay whose upper is `name` of this sandbox's layer.
-fn overlay(ground: &Ground<'_>, name: &str, base: &[PathBuf], at: &Path) -> Result<(), Refusal> {
+/// Mounts the overlay whose upper is `name` of this sandbox's layer. `views` is where commands
+/// will see it, and where that is in the layer.
+fn overlay(
+    ground: &Ground<'_>,
+    (name, base): (&str, &[PathBuf]),
+    at: &Path,
+    views: &[(&str, &str)],
+) -> Result<Option<Index>, Refusal> {
     let plan = ground.plan;
     let lowers: Vec<_> = sealed(plan, name).chain(base.iter().cloned()).collect();
     let layer = layer(plan);
@@ -255,15 +270,25 @@ fn overlay(ground: &Ground<'_>, name: &str, base: &[PathBuf], at: &Path) -> Resu
         work: &layer.join("work").join(name),
         links: ground.identity.privileged && plan.sealed.layers > 0,
     };
-    overlay.mount(at, ground.identity)
+    let index = overlay.mount(at, ground.identity)?;
+    let parts = views.iter().map(|(view, part)| ((*view).to_owned(), (*part).to_owned())).collect();
+    Ok(index.map(|dir| Index { dir, parts }))
 }
 
 /// The directory with the sandbox's own parts.
-fn lay_own(ground: &Ground<'_>) -> Result<PathBuf, Refusal> {
-    if ground.plan.sealed.layers == 0 {
-        return Ok(layer(ground.plan).join("own"));
+fn lay_own(ground: &Ground<'_>, indexes: &mut Vec<Index>) -> Result<PathBuf, Refusal> {
+    let plan = ground.plan;
+    if plan.sealed.layers == 0 {
+        return Ok(layer(plan).join("own"));
     }
-    overlay(ground, "own", &[], Path::new(OWN))?;
+    let mut views = vec![("/dev/shm", "own/shm")];
+    if plan.layers.is_empty() {
+        views.extend([("/tmp", "own/tmp"), (HOME, "own/home")]);
+    }
+    if plan.source == Source::Tree {
+        views.push((&plan.workdir, "own/repo"));
+    }
+    indexes.extend(overlay(ground, ("own", &[]), Path::new(OWN), &views)?);
     Ok(PathBuf::from(OWN))
 }
 
@@ -293,7 +318,7 @@ fn lay_root(plan: &Plan, parts: &Parts) -> Result<PathBuf, Refusal> {
 
 /// Puts the root together from an image's layers. What stands in them is not trusted: a link in
 /// the place of a directory is refused, never followed.
-fn lay_image(ground: &Ground<'_>) -> Result<PathBuf, Refusal> {
+fn lay_image(ground: &Ground<'_>, indexes: &mut Vec<Index>) -> Result<PathBuf, Refusal> {
     let plan = ground.plan;
     let base: Vec<_> =
         (0..plan.layers.len()).map(|n| Path::new(LOWER).join(n.to_string())).collect();
@@ -301,7 +326,7 @@ fn lay_image(ground: &Ground<'_>) -> Result<PathBuf, Refusal> {
         attach(tree, at)?;
     }
     let root = PathBuf::from(IMAGE);
-    overlay(ground, "image", &base, &root)?;
+    indexes.extend(overlay(ground, ("image", &base), &root, &[("/", "image")])?);
     for name in ["proc", "dev", "tmp"] {
         let fresh = fs::symlink_metadata(root.join(name)).is_err();
         let at = plain_dir(&root, name)
@@ -332,7 +357,12 @@ fn show_hosts(plan: &Plan, root: &Path) -> Result<(), Refusal> {
     bind(Path::new("/etc/hosts"), &at)
 }
 
-fn mount_repository(ground: &Ground<'_>, own: &Path, root: &Path) -> Result<(), Refusal> {
+fn mount_repository(
+    ground: &Ground<'_>,
+    own: &Path,
+    root: &Path,
+    indexes: &mut Vec<Index>,
+) -> Result<(), Refusal> {
     let plan = ground.plan;
     match &plan.source {
         Source::Tree => bind(&own.join("repo"), &mountpoint(plan, root, &plan.workdir)?),
@@ -341,7 +371,9 @@ fn mount_repository(ground: &Ground<'_>, own: &Path, root: &Path) -> Result<(), 
             let lower = Path::new(LOWER).join(plan.layers.len().to_string());
             let tree = ground.lowers.last().ok_or_else(|| no_overlay("no directory"))?;
             attach(tree, &lower)?;
-            overlay(ground, "repo", &[lower], &at)
+            let views = [(plan.workdir.as_str(), "repo")];
+            indexes.extend(overlay(ground, ("repo", &[lower]), &at, &views)?);
+            Ok(())
         }
         Source::InRoot => in_root(root, &plan.workdir),
     }

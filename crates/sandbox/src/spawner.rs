@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, WaitOptions};
 
 use crate::cgroup;
 use crate::keeper::{Identity, MAX_CONTROL, send_refusal};
+use crate::overlay;
 use crate::plan::{Boot, LimitsRung, Machine};
 use crate::slot;
 use crate::sys;
@@ -62,6 +63,7 @@ pub fn main(mut spawner: Spawner, boot: &Boot) -> ! {
         rung: spawner.rung,
         privileged: spawner.identity.privileged,
         overlay: spawner.overlay,
+        stacks: spawner.overlay && overlay::takes_single_layers(),
     };
     let mut hello = vec![0];
     hello.extend_from_slice(&machine.encode());

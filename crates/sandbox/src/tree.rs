@@ -20,7 +20,7 @@ pub use merged::{Found, Marks, Merged, Place};
 pub use walk::{Walk, names};
 
 /// Deepest directory that is walked or made.
-const MAX_DEPTH: usize = 200;
+pub const MAX_DEPTH: usize = 200;
 /// Marks a directory of a layer that hides what the layers below have under its name.
 const OPAQUE: &str = "user.overlay.opaque";
 

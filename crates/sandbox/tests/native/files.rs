@@ -153,7 +153,7 @@ fn diffs_of_files_say_what_changed_and_nothing_else() {
     assert_eq!(sandbox.diff().unwrap(), changes);
 }
 
-fn host_repository() -> tempfile::TempDir {
+pub fn host_repository() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     open_to_all(dir.path());
     for (path, text) in PRISTINE.into_iter().chain([(".git/config", "secret\n")]) {

@@ -39,9 +39,10 @@ fn mark(path: &Path, name: &str, value: &str) {
 
 /// Copies programs of the host with their libraries into a layer: no shell but `sh`.
 pub fn programs(layer: &Path) {
-    for name in
-        ["sh", "cat", "ls", "mkdir", "rm", "mv", "ln", "chmod", "id", "stat", "find", "sort"]
-    {
+    for name in [
+        "sh", "cat", "ls", "mkdir", "rm", "mv", "ln", "chmod", "id", "stat", "find", "sort",
+        "mkfifo", "touch", "truncate", "cp",
+    ] {
         let path = ["/bin", "/usr/bin"].map(|dir| Path::new(dir).join(name));
         let path = path.iter().find(|path| path.exists()).unwrap();
         copy(path, &layer.join("bin").join(name));

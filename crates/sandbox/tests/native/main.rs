@@ -3,6 +3,7 @@
 
 mod commands;
 mod files;
+mod forks;
 mod isolation;
 mod layers;
 mod lifetime;
