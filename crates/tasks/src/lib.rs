@@ -1,6 +1,7 @@
 //! Task instances: rows, the embedded task sets, bug injection, validation, the pool.
 
 pub mod environment;
+pub mod filter;
 pub mod generated;
 pub mod harbor;
 pub mod import;

@@ -1,11 +1,16 @@
 //! The pool that training draws from: its refresh from what was solved, the selection of an
 //! iteration, and the guard against contamination.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod contamination;
 
-use patchwright_core::{TaskInstance, stream};
+use std::collections::BTreeMap;
+
+use patchwright_core::stream;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
+
+pub(crate) use contamination::repo_name;
+pub use contamination::{Contamination, Contaminations, Fingerprints, assert_disjoint};
 
 /// How often an instance was tried and solved. Failures of the infrastructure are not tries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -120,110 +125,13 @@ pub fn select(
     order[place * num..(place + 1) * num].to_vec()
 }
 
-/// Held-out tasks in the training pool.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Contamination {
-    /// The same instance in both.
-    #[error("instance {0} is in the training pool and held out; remove it from one of the sets")]
-    Instance(String),
-    /// Instances of one repository in both.
-    #[error(
-        "repository {repo} is in the training pool ({train}) and held out ({held_out}); split the \
-         sets by repository"
-    )]
-    Repository {
-        /// The repository.
-        repo: String,
-        /// An instance of it in training.
-        train: String,
-        /// An instance of it that is held out.
-        held_out: String,
-    },
-    /// Two repositories under different names with the same files, for tasks that carry them.
-    #[error(
-        "{train} in the training pool and {held_out}, which is held out, have the same file {path}"
-    )]
-    File {
-        /// The training instance.
-        train: String,
-        /// The held-out instance.
-        held_out: String,
-        /// Path of the file in the held-out instance.
-        path: String,
-    },
-}
-
-/// Refuses sets that share an instance, a repository, or (for embedded ones) a source file of the
-/// same text.
-///
-/// # Errors
-/// [`Contamination`] with the first member of `held_out` that is in `train` too.
-pub fn assert_disjoint<'a>(
-    train: impl IntoIterator<Item = &'a TaskInstance>,
-    held_out: impl IntoIterator<Item = &'a TaskInstance>,
-) -> Result<(), Contamination> {
-    let mut ids: BTreeSet<&str> = BTreeSet::new();
-    let mut repos: BTreeMap<String, &str> = BTreeMap::new();
-    let mut files: BTreeMap<&str, &str> = BTreeMap::new();
-    for instance in train {
-        ids.insert(&instance.instance_id);
-        repos.insert(repo_name(&instance.repo), &instance.instance_id);
-        for (_, text) in sources(instance) {
-            files.insert(text, &instance.instance_id);
-        }
-    }
-    for instance in held_out {
-        let held_out = instance.instance_id.clone();
-        if ids.contains(held_out.as_str()) {
-            return Err(Contamination::Instance(held_out));
-        }
-        if let Some(train) = repos.get(&repo_name(&instance.repo)) {
-            let (repo, train) = (instance.repo.clone(), (*train).to_owned());
-            return Err(Contamination::Repository { repo, train, held_out });
-        }
-        for (path, text) in sources(instance) {
-            if let Some(train) = files.get(text) {
-                let (train, path) = ((*train).to_owned(), path.to_owned());
-                return Err(Contamination::File { train, held_out, path });
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Python sources with a function in them: an empty `__init__.py` is in every repository.
-fn sources(instance: &TaskInstance) -> impl Iterator<Item = (&str, &str)> {
-    instance
-        .files
-        .iter()
-        .filter(|(path, text)| {
-            std::path::Path::new(path).extension().is_some_and(|e| e == "py")
-                && text.contains("def ")
-        })
-        .map(|(path, text)| (path.as_str(), text.as_str()))
-}
-
-/// `Org/Name`, `https://host/org/name.git` and `org/name/` are one repository.
-fn repo_name(repo: &str) -> String {
-    let repo = repo.trim_end_matches('/').trim_end_matches(".git");
-    let path = match repo.split_once("://") {
-        Some((_, rest)) => rest.split_once('/').map_or(rest, |(_, path)| path),
-        None => repo,
-    };
-    path.to_lowercase()
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use patchwright_core::TaskInstance;
     use proptest::prelude::*;
 
-    use super::{
-        Contamination, RefreshCounts, RefreshThresholds, SolveHistory, assert_disjoint, refresh,
-        select,
-    };
+    use super::{RefreshCounts, RefreshThresholds, SolveHistory, refresh, select};
 
     fn history(records: &[(&str, u64, u64)]) -> SolveHistory {
         let mut history = SolveHistory::default();
@@ -276,30 +184,5 @@ mod tests {
         assert_ne!(select(50, 50, 1, "rl-1", 0), select(50, 50, 1, "rl-1", 1));
         assert!(select(0, 10, 1, "rl-1", 3).is_empty());
         assert!(select(10, 0, 1, "rl-1", 3).is_empty());
-    }
-
-    fn task(id: &str, repo: &str, files: &[(&str, &str)]) -> TaskInstance {
-        TaskInstance {
-            instance_id: id.to_owned(),
-            repo: repo.to_owned(),
-            files: files.iter().map(|(p, t)| ((*p).to_owned(), (*t).to_owned())).collect(),
-            ..TaskInstance::default()
-        }
-    }
-
-    #[test]
-    fn contamination_is_found() {
-        let source = "def f():\n    return 1\n";
-        let train = [task("a-1", "org/a", &[("a.py", source), ("__init__.py", "")])];
-        let check = |held_out: TaskInstance| assert_disjoint(&train, &[held_out]).err();
-        assert_eq!(check(task("b-1", "org/b", &[("__init__.py", "")])), None);
-        let same = check(task("a-1", "org/b", &[]));
-        assert_eq!(same, Some(Contamination::Instance("a-1".to_owned())));
-        for repo in ["org/a", "Org/A", "https://host/org/a.git", "org/a/"] {
-            let found = check(task("b-1", repo, &[]));
-            assert!(matches!(found, Some(Contamination::Repository { .. })), "{repo}");
-        }
-        let copied = check(task("b-1", "org/b", &[("x/b.py", source)])).unwrap();
-        assert!(copied.to_string().contains("the same file x/b.py"), "{copied}");
     }
 }

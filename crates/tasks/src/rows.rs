@@ -171,7 +171,8 @@ pub(crate) fn describe(error: &serde_path_to_error::Error<serde_json::Error>) ->
         None => text,
     };
     match error.path().to_string().as_str() {
-        "." => text,
+        // Nothing was entered yet.
+        "." | "?" => text,
         path => format!("{path}: {text}"),
     }
 }

@@ -37,13 +37,9 @@ pub fn read_task(dir: &Path) -> Result<TaskInstance, HarborError> {
     Ok(instance)
 }
 
-fn collect(
-    dir: &Path,
-    below: &str,
-    files: &mut Files,
-    bytes_left: &mut u64,
-) -> Result<(), String> {
-    let at = |error: std::io::Error| format!("{}: {error}", if below.is_empty() { "." } else { below });
+fn collect(dir: &Path, below: &str, files: &mut Files, bytes_left: &mut u64) -> Result<(), String> {
+    let at =
+        |error: std::io::Error| format!("{}: {error}", if below.is_empty() { "." } else { below });
     let mut entries = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(at)? {
         let entry = entry.map_err(at)?;

@@ -92,9 +92,8 @@ fn settings(row: &TaskInstance) -> Result<String, String> {
             metadata.insert(key.to_owned(), text(value));
         }
     }
-    let seconds = |seconds: f64| {
-        Table::from_iter([("timeout_sec".to_owned(), toml::Value::Float(seconds))])
-    };
+    let seconds =
+        |seconds: f64| Table::from_iter([("timeout_sec".to_owned(), toml::Value::Float(seconds))]);
     let environment = Table::from_iter([
         ("build_timeout_sec".to_owned(), toml::Value::Float(1800.0)),
         ("cpus".to_owned(), toml::Value::Integer(1)),
