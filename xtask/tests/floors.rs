@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// Who may import whom, of ours. Tests may import more (dev-dependencies are not looked at).
-const FLOORS: [(&str, &[&str]); 9] = [
+const FLOORS: [(&str, &[&str]); 10] = [
     ("patchwright-core", &[]),
     ("patchwright-algo", &["patchwright-core"]),
     ("patchwright-tasks", &["patchwright-core"]),
     ("patchwright-sandbox", &["patchwright-core"]),
+    ("patchwright-images", &["patchwright-core"]),
     ("patchwright-agent", &["patchwright-core"]),
     ("patchwright-engine", &["patchwright-core"]),
     (
@@ -18,6 +19,7 @@ const FLOORS: [(&str, &[&str]); 9] = [
             "patchwright-algo",
             "patchwright-tasks",
             "patchwright-sandbox",
+            "patchwright-images",
             "patchwright-agent",
             "patchwright-engine",
         ],
@@ -29,6 +31,7 @@ const FLOORS: [(&str, &[&str]); 9] = [
             "patchwright-algo",
             "patchwright-tasks",
             "patchwright-sandbox",
+            "patchwright-images",
             "patchwright-agent",
             "patchwright-engine",
             "patchwright-train",
