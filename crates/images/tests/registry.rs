@@ -195,14 +195,15 @@ fn plain_http_is_for_this_machine_alone() {
     assert!(matches!(error, ImageError::Registry { .. }), "{error}");
 }
 
+/// What `htpasswd -nbB user secret` prints.
+const LINE: &str = "user:$2y$05$fmHCfSeOD6LIqEsepeeTr.fAaYvCVN6Gm4BgvxxQB.a5ulO9k2Smi\n";
+
 #[test]
 fn basic_auth() {
-    // htpasswd -nbB user secret
-    let line = bcrypt_line();
     let open = Server::start();
     let built = image(Dialect::Oci, 100).build();
     open.push("private", "v1", &built);
-    let server = open.again(Access::Basic(&line));
+    let server = open.again(Access::Basic(LINE));
     let (dir, store) = store();
     let name = server.name("private:v1");
     let denied = pull(&store, &name).unwrap_err();
@@ -221,12 +222,6 @@ fn basic_auth() {
     fs::write(&config, text).unwrap();
     let options = PullOptions { docker_config: Some(config), ..options() };
     assert_eq!(store.pull(&name, &options, &Silent).unwrap().id(), built.id());
-}
-
-fn bcrypt_line() -> String {
-    let output = Command::new("htpasswd").args(["-nbB", "user", "secret"]).output();
-    let output = output.expect("this test needs htpasswd: apt-get install apache2-utils");
-    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]
@@ -420,9 +415,11 @@ fn a_damaged_rest_is_thrown_away() {
             let path = file.unwrap().path();
             let mut bytes = fs::read(&path).unwrap();
             let middle = bytes.len() / 2;
-            bytes[middle] ^= 1;
-            fs::write(&path, bytes).unwrap();
-            damaged += 1;
+            if let Some(byte) = bytes.get_mut(middle) {
+                *byte ^= 1;
+                fs::write(&path, bytes).unwrap();
+                damaged += 1;
+            }
         }
     }
     assert!(damaged > 0);

@@ -288,8 +288,8 @@ impl Fetch<'_> {
         })?;
         match (downloaded, unpacked) {
             (Ok(()), unpacked) => unpacked,
-            // It stopped because nobody read any more.
-            (Err(ImageError::Cancelled), Err(error)) => Err(error),
+            // It stopped because nobody read any more, or both because they were told to.
+            (Err(ImageError::Cancelled), Err(error)) if !self.progress.is_cancelled() => Err(error),
             (Err(error), _) => Err(error),
         }
     }
