@@ -20,6 +20,7 @@ use rustix::thread::{CapabilitySet, Gid, Uid, UnshareFlags};
 use crate::cgroup::Home;
 use crate::plan::{Boot, LimitsRung};
 use crate::spawner::{self, Spawner};
+use crate::probe::trial;
 use crate::sys;
 use crate::wire::{Cause, Context, Refusal};
 
@@ -68,6 +69,10 @@ fn run(control: OwnedFd) -> i32 {
     sys::reset_signals();
     let mut buffer = vec![0; MAX_CONTROL];
     let boot = match rustix::net::recv(&control, &mut buffer[..], RecvFlags::empty()) {
+        Ok((n, _)) if buffer[..n] == *trial::REQUEST => {
+            trial::answer(&control);
+            return 0;
+        }
         Ok((n, _)) if n > 0 => match Boot::decode(&buffer[..n]) {
             Ok(boot) => boot,
             Err(_) => return 1,
@@ -110,7 +115,9 @@ fn start(control: &OwnedFd, boot: &Boot) -> Result<(rustix::process::Pid, Option
     let started = (|| {
         if home.is_some() {
             // Commands set their own back; helpers must outlive a command that eats all memory.
+    crate::lease::failpoint("helper: keeper began");
             let _ = fs::write("/proc/self/oom_score_adj", "-1000");
+    crate::lease::failpoint("helper: cgroup made");
         }
         let identity = take_identity()?;
         let flags = UnshareFlags::NEWPID | UnshareFlags::NEWUTS;
@@ -142,7 +149,7 @@ pub fn forbidden(result: io::Result<()>, what: &str) -> Result<(), Refusal> {
 
 /// Finds the powers that sandboxes are set up with: root's own, or those over a new user
 /// namespace in which this user is all there is.
-fn take_identity() -> Result<Identity, Refusal> {
+pub fn take_identity() -> Result<Identity, Refusal> {
     let has = rustix::thread::capabilities(None).step("read capabilities")?.effective;
     let needed = CapabilitySet::SYS_ADMIN
         | CapabilitySet::SETUID

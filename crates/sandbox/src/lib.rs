@@ -17,6 +17,7 @@ mod fill;
 mod helper;
 mod keeper;
 mod links;
+mod lease;
 mod native;
 mod overlay;
 mod owners;
@@ -35,5 +36,6 @@ mod wire;
 
 pub use native::NativeSandbox;
 pub use plan::LimitsRung;
+pub use lease::{LeaseError, Leftovers, Living, Owner, Reaped, Registry};
 pub use probe::{Feature, FeatureStatus};
 pub use provider::{NativeOptions, NativeSandboxes};

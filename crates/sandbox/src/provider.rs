@@ -17,9 +17,10 @@ use rustix::net::{
 };
 
 use crate::keeper::MAX_CONTROL;
+use crate::lease::{Entry, Lease, LeaseError, Registry, failpoint};
 use crate::native::NativeSandbox;
 use crate::plan::{Boot, LimitsRung, Machine};
-use crate::probe::{self, Feature, FeatureStatus};
+use crate::probe::{self, Feature, FeatureStatus, trial};
 use crate::python;
 use crate::spawner::{KILL_SLOT, NEW_SLOT};
 use crate::sys;
@@ -52,12 +53,15 @@ pub struct NativeSandboxes {
 
 pub(crate) struct Inner {
     machine: Machine,
+    defences: Defences,
     max_sandboxes: usize,
     alive: AtomicUsize,
     idle: Mutex<Vec<Slot>>,
     /// `None` once it is closed, which ends the helper.
     control: Mutex<Option<OwnedFd>>,
     keeper: Mutex<Child>,
+    /// Given up last, when all that it names is gone.
+    lease: Lease,
 }
 
 /// A slot of the helper: a process that makes one sandbox at a time.
@@ -65,10 +69,13 @@ pub(crate) struct Slot {
     /// The socket to the slot, and to the sandbox while there is one.
     pub stream: UnixStream,
     pid: u32,
+    /// The record of the sandbox that is in it, if one is.
+    entry: Option<Entry>,
 }
 
 impl NativeSandboxes {
-    /// Starts the helper and makes sure that sandboxes can be made.
+    /// Starts the helper and makes sure that sandboxes can be made. Removes what programs that
+    /// were killed have left (see [`Registry::reap`]).
     ///
     /// # Errors
     /// [`SandboxError::Unsupported`] where the machine forbids it; the text says how to allow it.
@@ -83,7 +90,15 @@ impl NativeSandboxes {
         if let FeatureStatus::Missing(remedy) = probe::kernel().status {
             return Err(SandboxError::Unsupported(remedy));
         }
-        let (control, keeper) = spawn_keeper()?;
+        for registry in Registry::all() {
+            // What cannot be removed stays recorded, and `patchwright sandbox reap` tells of it.
+            let _ = registry.reap(false);
+        }
+        let lease = Lease::take().map_err(unrecorded)?;
+        let (control, keeper) = spawn_keeper(lease.id())?;
+        failpoint("host: keeper started");
+        lease.set_keeper(keeper.id()).map_err(unrecorded)?;
+        failpoint("host: keeper recorded");
         let boot = Boot { rung: options.limits_rung, prefixes: python::find().prefixes.clone() };
         let mut keeper = Some(keeper);
         let started = ask(&control, &boot.encode(), None).and_then(|answer| {
@@ -98,6 +113,7 @@ impl NativeSandboxes {
                     idle: Mutex::new(Vec::new()),
                     control: Mutex::new(Some(control)),
                     keeper: Mutex::new(keeper),
+                    lease,
                 }),
             }),
             (Err(refusal), keeper) => {
@@ -115,7 +131,10 @@ impl NativeSandboxes {
     /// to find out.
     pub fn probe() -> Vec<Feature> {
         let mut features = vec![probe::kernel(), probe::user_namespaces()];
+        features.extend(probe::trials(run_trials()));
+        features.extend(probe::system_calls());
         let made = Self::new(NativeOptions::default());
+        features.extend(probe::control_groups(made.as_ref().ok().map(Self::limits_rung)));
         let status = match &made {
             Ok(provider) if provider.inner.machine.privileged => {
                 FeatureStatus::Ok("made as root, run as an unprivileged user".to_owned())
@@ -125,18 +144,6 @@ impl NativeSandboxes {
         };
         features.push(Feature { name: "sandboxes", status });
         if let Ok(provider) = made {
-            features.push(Feature {
-                name: "memory limit",
-                status: match provider.limits_rung() {
-                    LimitsRung::Watchdog => FeatureStatus::Degraded(
-                        "rlimits and watchdog: for an exact bound run as root, or where systemd \
-                         delegates the memory controller (`systemd-run --user --scope -p \
-                         Delegate=yes`)"
-                            .to_owned(),
-                    ),
-                    rung => FeatureStatus::Ok(rung.to_string()),
-                },
-            });
             features.push(Feature {
                 name: "repository overlay",
                 status: if provider.inner.machine.overlay {
@@ -150,6 +157,13 @@ impl NativeSandboxes {
             });
         }
         features
+    }
+
+    /// Ends every sandbox at once, from whatever thread, and awaits the end: requests that are
+    /// under way fail with [`SandboxError::Died`], and no further sandbox can be made. Nothing is
+    /// left behind then, whether or not this is dropped. For Ctrl-C.
+    pub fn shut_down(&self) {
+        self.inner.shut_down();
     }
 
     /// How memory is bounded here.
@@ -187,10 +201,14 @@ impl Inner {
                 self.max_sandboxes
             )));
         }
-        if let Some(slot) = lock(&self.idle).pop() {
-            return Ok(slot);
-        }
-        self.new_slot().inspect_err(|_| {
+        let taken = self.lease.sandbox().map_err(unrecorded).and_then(|entry| {
+            failpoint("host: sandbox recorded");
+            let idle = lock(&self.idle).pop();
+            let mut slot = idle.map_or_else(|| self.new_slot(), Ok)?;
+            slot.entry = Some(entry);
+            Ok(slot)
+        });
+        taken.inspect_err(|_| {
             self.alive.fetch_sub(1, Ordering::AcqRel);
         })
     }
@@ -199,7 +217,8 @@ impl Inner {
         let (ours, theirs) = UnixStream::pair().map_err(|e| host_error("make a socket", e))?;
         let answer = self.control(&[NEW_SLOT], Some(&theirs.into()))?;
         let pid = answer.try_into().map(u32::from_le_bytes).map_err(|_| died("control answer"))?;
-        let slot = Slot { stream: ours, pid };
+        let slot = Slot { stream: ours, pid, entry: None };
+        failpoint("host: slot made");
         let ready = slot
             .stream
             .set_read_timeout(Some(CONTROL_TIMEOUT))
@@ -219,7 +238,8 @@ impl Inner {
     }
 
     /// Gives a slot back whose sandbox is gone.
-    pub fn give_back(&self, slot: Slot) {
+    pub fn give_back(&self, mut slot: Slot) {
+        slot.entry = None;
         lock(&self.idle).push(slot);
         self.alive.fetch_sub(1, Ordering::AcqRel);
     }
@@ -245,11 +265,18 @@ impl Inner {
     }
 }
 
-impl Drop for Inner {
-    fn drop(&mut self) {
+impl Inner {
+    fn shut_down(&self) {
         lock(&self.idle).clear();
         drop(lock(&self.control).take());
         await_end(&mut lock(&self.keeper));
+        self.lease.give_up();
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shut_down();
     }
 }
 
@@ -258,7 +285,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn spawn_keeper() -> Result<(OwnedFd, Child), SandboxError> {
+/// Has a helper try the kernel's features one by one.
+fn run_trials() -> Result<Vec<Option<Refusal>>, String> {
+    // It makes nothing that outlives it, so the lease it would be found by need not exist.
+    let (control, mut keeper) = spawn_keeper("trials").map_err(|error| error.to_string())?;
+    let answer = ask(&control, trial::REQUEST, None);
+    drop(control);
+    await_end(&mut keeper);
+    let answer = answer.map_err(|refusal| format!("{}: {}", refusal.what, refusal.why))?;
+    trial::read(&answer).map_err(|error| error.to_string())
+}
+
+/// The name that a lease's helper processes bear in the process list.
+pub(crate) fn process_name(lease: &str) -> String {
+    format!("patchwright-sandbox {lease}")
+}
+
+fn unrecorded(error: LeaseError) -> SandboxError {
+    SandboxError::Unsupported(error.to_string())
+}
+
+fn spawn_keeper(lease: &str) -> Result<(OwnedFd, Child), SandboxError> {
     let flags = SocketFlags::CLOEXEC;
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
@@ -270,10 +317,11 @@ fn spawn_keeper() -> Result<(OwnedFd, Child), SandboxError> {
     )
     .map_err(|e| host_error("prepare a socket", e.into()))?;
     let mark = sys::MARK.to_string_lossy().into_owned();
-    let keeper = Command::new("/proc/self/exe")
-        .arg0("patchwright-sandbox")
-        .env_clear()
-        .env(mark, "1")
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(process_name(lease)).env_clear().env(mark, "1");
+    #[cfg(test)]
+    crate::lease::pass_failpoint(&mut command);
+    let keeper = command
         .current_dir("/")
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())

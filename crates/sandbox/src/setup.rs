@@ -29,7 +29,6 @@ use rustix::thread::CapabilitySet;
 use crate::keeper::{Identity, enter_user_namespace};
 use crate::links::Index;
 use crate::overlay::{Overlay, no_overlay};
-pub use crate::owners::id_map;
 use crate::owners::{OwnerMap, show_as_user};
 use crate::plan::{Plan, Source};
 use crate::slot::{Ground, drain, source};

@@ -126,7 +126,10 @@ impl Slot<'_> {
                     _ => Err(()),
                 }
             }
-            Ok(None) => sandbox(&ground, stream),
+            Ok(None) => {
+                crate::lease::failpoint("helper: sandbox began");
+                sandbox(&ground, stream)
+            }
             Err(refusal) => {
                 send(stream, Kind::Refused, &refusal.encode()).map_err(drop)?;
                 drain(stream)

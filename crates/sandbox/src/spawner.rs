@@ -51,7 +51,8 @@ impl Spawner {
 
 /// The spawner's life.
 pub fn main(mut spawner: Spawner, boot: &Boot) -> ! {
-    let (views, signals) = match prepare(boot) {
+    crate::lease::failpoint("helper: spawner began");
+    let (views, signals) = match prepare(boot, spawner.rung) {
         Ok(prepared) => prepared,
         Err(refusal) => {
             send_refusal(&spawner.control, &refusal);
@@ -153,6 +154,9 @@ fn serve(spawner: &Spawner, views: &Views) {
 fn new_slot(spawner: &Spawner, views: &Views, socket: OwnedFd) -> Result<u32, Refusal> {
     match sys::fork(0).map_err(|error| Refusal::io("fork a slot", &error))? {
         Some(pid) => Ok(pid.as_raw_nonzero().get() as u32),
-        None => slot::main(spawner, views, socket),
+        None => {
+            crate::lease::failpoint("helper: slot began");
+            slot::main(spawner, views, socket)
+        }
     }
 }
