@@ -53,7 +53,6 @@ pub struct NativeSandboxes {
 
 pub(crate) struct Inner {
     machine: Machine,
-    defences: Defences,
     max_sandboxes: usize,
     alive: AtomicUsize,
     idle: Mutex<Vec<Slot>>,

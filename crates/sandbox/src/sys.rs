@@ -219,3 +219,21 @@ pub fn set_fs_ids(uid: u32, gid: u32) {
         libc::setfsuid(uid);
     }
 }
+
+/// The kernel's version of the Landlock interface; `None` where it has none, or it is switched
+/// off.
+pub fn landlock_version() -> Option<u32> {
+    const VERSION: u32 = 1;
+    // SAFETY: with a null pointer, size 0 and this flag the call only answers with a number.
+    let version = unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0, VERSION)
+    };
+    u32::try_from(version).ok().filter(|version| *version > 0)
+}
+
+/// Whether the kernel knows the system call `clone3`.
+pub fn has_clone3() -> bool {
+    // SAFETY: size 0 is refused before the (null) argument is looked at; no process is made.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, std::ptr::null::<u8>(), 0) };
+    result < 0 && io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
+}
