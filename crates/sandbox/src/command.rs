@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, WaitOptions, WaitStatus};
+use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, Signal, WaitOptions, WaitStatus};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use patchwright_core::{ExecOutput, ExecStatus, SandboxLimits};
 
+use crate::defence::{self, Layer};
 use crate::helper::Helper;
 use crate::plan::LimitsRung;
+use crate::seccomp;
 use crate::sys::{self, CStringList};
 use crate::watch::Watch;
 use crate::wire::{Context, Decoder, Encoder, Refusal, malformed};
@@ -23,6 +25,9 @@ use crate::wire::{Context, Decoder, Encoder, Refusal, malformed};
 const NOT_FOUND: i32 = 127;
 /// Exit code of a program that could not be started.
 const NOT_STARTED: i32 = 126;
+
+/// Bytes in all POSIX message queues of the commands, as Linux has it by default.
+const MESSAGE_BYTES: u64 = 800 << 10;
 
 /// A command as it travels.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,11 +154,12 @@ struct Running<'a> {
 
 /// Runs a command to its end, and ends all that it started.
 pub fn run(helper: &Helper<'_>, command: &Command) -> Result<Ended, Refusal> {
-    let deadline = Instant::now().checked_add(command.timeout);
+    let limited = defence::has(Layer::WallTime);
+    let deadline = Instant::now().checked_add(command.timeout).filter(|_| limited);
     let mut watch = Watch::new(helper.limits, helper.rung, helper.writable);
     let mut running = start(helper, command)?;
     let forced = running.supervise(deadline, &mut watch);
-    running.end_all();
+    running.end_all(forced.is_some());
     let mut buffer = vec![0; 64 << 10];
     // Every writer is dead: what is in the pipes is all there will be.
     while running.stdout.drain(&mut buffer) {}
@@ -197,7 +203,7 @@ fn start<'a>(helper: &'a Helper<'a>, command: &'a Command) -> Result<Running<'a>
     let stream = |pipe| Stream {
         pipe: Some(pipe),
         kept: Vec::new(),
-        limit: helper.limits.output_bytes,
+        limit: if defence::has(Layer::Output) { helper.limits.output_bytes } else { usize::MAX },
         dropped: 0,
     };
     Ok(Running {
@@ -254,7 +260,7 @@ impl Running<'_> {
         if rustix::event::poll(&mut fds, Some(&timeout)).is_err() {
             return;
         }
-        if !fds[0].revents().is_empty() {
+        if !fds[0].revents().is_empty() && defence::has(Layer::ParentDeath) {
             // Nobody is left to answer to.
             sys::exit(1);
         }
@@ -265,11 +271,21 @@ impl Running<'_> {
         self.feed();
         if child_ended {
             let _ = rustix::io::read(&self.helper.signals, &mut *buffer);
-            while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-                if pid == self.pid {
+            while !self.reap(WaitOptions::NOHANG) {}
+        }
+    }
+
+    /// Takes one ended child's status; whether there was none.
+    fn reap(&mut self, how: WaitOptions) -> bool {
+        match rustix::process::wait(how) {
+            Ok(Some((pid, status))) => {
+                if pid == self.pid && self.status.is_none() {
                     self.status = Some(status);
                 }
+                false
             }
+            Err(rustix::io::Errno::INTR) => false,
+            Ok(None) | Err(_) => true,
         }
     }
 
@@ -286,19 +302,23 @@ impl Running<'_> {
         }
     }
 
-    /// Kills and awaits every process but this one. New ones cannot outrun it: a process with a
+    /// Kills and awaits every process but this one, and removes what outlives processes. New ones cannot outrun it: a process with a
     /// pending kill cannot fork.
-    fn end_all(&mut self) {
+    fn end_all(&mut self, forced: bool) {
+        if !defence::has(Layer::Remains) || !defence::has(Layer::PidNamespace) {
+            if forced {
+                let _ = rustix::process::kill_process(self.pid, Signal::KILL);
+            }
+            while self.status.is_none() && !self.reap(WaitOptions::empty()) {}
+            return;
+        }
         loop {
             sys::kill_everything();
-            match rustix::process::wait(WaitOptions::empty()) {
-                Ok(Some((pid, status))) if pid == self.pid && self.status.is_none() => {
-                    self.status = Some(status);
-                }
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return,
+            if self.reap(WaitOptions::empty()) {
+                break;
             }
         }
+        sys::remove_ipc();
     }
 }
 
@@ -340,9 +360,16 @@ fn become_command(
         rustix::stdio::dup2_stdin(stdin)?;
         rustix::stdio::dup2_stdout(stdout)?;
         rustix::stdio::dup2_stderr(stderr)?;
-        sys::close_from_at_exec(3);
+        if defence::has(Layer::Descriptors) {
+            sys::close_from_at_exec(3);
+        }
         give_up_powers()?;
-        bound(helper.limits, helper.rung)
+        bound(helper.limits, helper.rung)?;
+        // Last: what stands above could not be done under it.
+        if defence::has(Layer::Seccomp) {
+            seccomp::install(helper.rung)?;
+        }
+        Ok::<_, io::Error>(())
     })();
     if let Err(error) = ready {
         fail(NOT_STARTED, &format!("cannot prepare the command: {error}"));
@@ -371,8 +398,22 @@ fn fail(code: i32, why: &str) -> ! {
     sys::exit(code)
 }
 
+/// The attack suite's: what PID 1 has comes along over `execve`.
+fn keep_powers() -> rustix::io::Result<()> {
+    let mut sets = rustix::thread::capabilities(None)?;
+    sets.inheritable = sets.permitted;
+    rustix::thread::set_capabilities(None, sets)?;
+    for capability in sets.permitted.iter() {
+        rustix::thread::configure_capability_in_ambient_set(capability, true)?;
+    }
+    rustix::thread::set_no_new_privs(true)
+}
+
 /// Every capability out of every set, and none can come back through a program's file.
 fn give_up_powers() -> rustix::io::Result<()> {
+    if !defence::has(Layer::Capabilities) {
+        return keep_powers();
+    }
     for bit in 0..64 {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
         // Numbers beyond the kernel's last capability are refused, which ends the list.
@@ -390,15 +431,24 @@ fn bound(limits: &SandboxLimits, rung: LimitsRung) -> rustix::io::Result<()> {
     let set = |resource, soft: u64, hard: u64| {
         rustix::process::setrlimit(resource, Rlimit { current: Some(soft), maximum: Some(hard) })
     };
-    set(Resource::Cpu, limits.cpu_seconds, limits.cpu_seconds + 1)?;
-    // PID 1 counts as one of this user.
-    set(Resource::Nproc, limits.num_processes + 1, limits.num_processes + 1)?;
+    if defence::has(Layer::CpuTime) {
+        set(Resource::Cpu, limits.cpu_seconds, limits.cpu_seconds + 1)?;
+    }
+    if defence::has(Layer::Processes) {
+        // PID 1 counts as one of this user.
+        set(Resource::Nproc, limits.num_processes + 1, limits.num_processes + 1)?;
+    }
     set(Resource::Core, 0, 0)?;
-    set(Resource::Nofile, 1024, 1024)?;
+    set(Resource::Msgqueue, MESSAGE_BYTES, MESSAGE_BYTES)?;
     if rung == LimitsRung::Watchdog {
-        let bytes = limits.memory_bytes.saturating_mul(2);
-        set(Resource::As, bytes, bytes)?;
+        // Descriptors are what pipes are counted by, whose buffers no sum of memory shows.
+        set(Resource::Nofile, 256, 256)?;
+        if defence::has(Layer::Memory) {
+            let bytes = limits.memory_bytes.saturating_mul(2);
+            set(Resource::As, bytes, bytes)?;
+        }
     } else {
+        set(Resource::Nofile, 1024, 1024)?;
         // PID 1 is spared when memory runs out; what it starts is not.
         rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;

@@ -11,16 +11,17 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::{RecvFlags, SendFlags, SocketType};
 use rustix::process::{DumpableBehavior, Signal, WaitOptions};
 use rustix::thread::{CapabilitySet, Gid, Uid, UnshareFlags};
 
 use crate::cgroup::Home;
+use crate::defence::{self, Layer};
 use crate::plan::{Boot, LimitsRung};
-use crate::spawner::{self, Spawner};
 use crate::probe::trial;
+use crate::spawner::{self, Spawner};
 use crate::sys;
 use crate::wire::{Cause, Context, Refusal};
 
@@ -52,7 +53,6 @@ pub fn main() -> ! {
     // Descriptor 0 stays taken, so that no later descriptor becomes a standard one by accident.
     let code = match rustix::io::fcntl_dupfd_cloexec(&control, 3) {
         Ok(duplicate) => {
-            sys::close_from(duplicate.as_raw_fd() as u32 + 1);
             drop(control);
             run(duplicate)
         }
@@ -79,6 +79,10 @@ fn run(control: OwnedFd) -> i32 {
         },
         _ => return 1,
     };
+    defence::take(boot.defences);
+    if defence::has(Layer::Descriptors) {
+        sys::close_all_but(control.as_fd());
+    }
     match start(&control, &boot) {
         Ok((spawner, home)) => {
             drop(control);
@@ -111,13 +115,13 @@ pub fn send_refusal(control: impl AsFd, refusal: &Refusal) {
 }
 
 fn start(control: &OwnedFd, boot: &Boot) -> Result<(rustix::process::Pid, Option<Home>), Refusal> {
+    crate::lease::failpoint("helper: keeper began");
     let home = Home::take(boot.rung)?;
+    crate::lease::failpoint("helper: cgroup made");
     let started = (|| {
         if home.is_some() {
             // Commands set their own back; helpers must outlive a command that eats all memory.
-    crate::lease::failpoint("helper: keeper began");
             let _ = fs::write("/proc/self/oom_score_adj", "-1000");
-    crate::lease::failpoint("helper: cgroup made");
         }
         let identity = take_identity()?;
         let flags = UnshareFlags::NEWPID | UnshareFlags::NEWUTS;

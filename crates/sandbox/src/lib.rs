@@ -12,12 +12,13 @@
 mod branch;
 mod cgroup;
 mod command;
+mod defence;
 mod diff;
 mod fill;
 mod helper;
 mod keeper;
-mod links;
 mod lease;
+mod links;
 mod native;
 mod overlay;
 mod owners;
@@ -25,6 +26,7 @@ mod plan;
 mod probe;
 mod provider;
 mod python;
+mod seccomp;
 mod setup;
 mod slot;
 mod spawner;
@@ -34,8 +36,11 @@ mod tree;
 mod watch;
 mod wire;
 
+#[cfg(feature = "attack-tests")]
+#[doc(hidden)]
+pub use defence::{Defences, Fault, Layer};
+pub use lease::{LeaseError, Leftovers, Living, Owner, Reaped, Registry};
 pub use native::NativeSandbox;
 pub use plan::LimitsRung;
-pub use lease::{LeaseError, Leftovers, Living, Owner, Reaped, Registry};
 pub use probe::{Feature, FeatureStatus};
 pub use provider::{NativeOptions, NativeSandboxes};

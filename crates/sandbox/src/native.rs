@@ -15,6 +15,7 @@ use patchwright_core::{
 
 use crate::branch::Launch;
 use crate::command::{Command, Ended};
+use crate::defence::{Defences, Layer};
 use crate::diff::{Pristine, Written};
 use crate::fill::{open_repository, send_directory, send_files, send_upper};
 use crate::helper::{SNAPSHOT_CHANGES, read_request, write_request};
@@ -91,7 +92,7 @@ impl NativeSandbox {
             plan,
             base: Sealed::default(),
             repo: spec.repo.clone(),
-            env: environment(&spec.root, &spec.env),
+            env: environment(&spec.root, &spec.env, inner.defences()),
         };
         match sandbox.start_fresh() {
             Launch::NoOverlay(_) if sandbox.plan.layers.is_empty() => {
@@ -318,7 +319,11 @@ fn image_layers(layers: &[PathBuf]) -> Result<Vec<PathBuf>, SandboxError> {
 }
 
 /// What every command finds in its environment.
-fn environment(root: &RootFs, own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+fn environment(
+    root: &RootFs,
+    own: &BTreeMap<String, String>,
+    defences: Defences,
+) -> BTreeMap<String, String> {
     let system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
     let (path, home) = match (root, &python::find().bin) {
         (RootFs::Host, Some(bin)) => (format!("{}:{system}", bin.display()), HOME),
@@ -335,6 +340,9 @@ fn environment(root: &RootFs, own: &BTreeMap<String, String>) -> BTreeMap<String
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .collect();
+    if !defences.has(Layer::Environment) {
+        env.extend(std::env::vars());
+    }
     env.extend(own.iter().map(|(name, value)| (name.clone(), value.clone())));
     env
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use patchwright_core::SandboxLimits;
 
+use crate::defence::Defences;
 use crate::template::INSIDE_ID;
 use crate::wire::{Decoder, Encoder, malformed};
 
@@ -20,8 +21,8 @@ pub enum LimitsRung {
     CgroupV1,
     /// `RLIMIT_AS` at twice the bound per process, and PID 1 sums the tree's memory every few
     /// milliseconds and kills the command past the bound: a fast allocation overshoots by what
-    /// it takes in that time, and memory in files that no process has mapped (`memfd`) escapes
-    /// the sum.
+    /// it takes in that time. Memory that no process has mapped is counted (System V, sockets) or
+    /// refused (`memfd_create`).
     Watchdog,
 }
 
@@ -62,6 +63,8 @@ pub struct Boot {
     /// Directories beside the system's that every sandbox shows read-only at their own path: the
     /// prefixes of the host's python3.
     pub prefixes: Vec<PathBuf>,
+    /// Layers of defence in force: all, outside the attack suite.
+    pub defences: Defences,
 }
 
 impl Boot {
@@ -71,6 +74,9 @@ impl Boot {
         body.u8(self.rung.map_or(0, LimitsRung::byte)).u32(self.prefixes.len() as u32);
         for prefix in &self.prefixes {
             body.bytes(path_bytes(prefix));
+        }
+        for number in self.defences.encode() {
+            body.u32(number);
         }
         body.0
     }
@@ -83,7 +89,8 @@ impl Boot {
             byte => Some(LimitsRung::from_byte(byte)?),
         };
         let prefixes = (0..body.u32()?).map(|_| path(&mut body)).collect::<Result<_, _>>()?;
-        Ok(Self { rung, prefixes })
+        let defences = Defences::decode([body.u32()?, body.u32()?, body.u32()?])?;
+        Ok(Self { rung, prefixes, defences })
     }
 }
 
@@ -235,8 +242,11 @@ mod tests {
 
     #[test]
     fn messages_round_trip() {
-        let boot =
-            Boot { rung: Some(LimitsRung::CgroupV1), prefixes: vec![PathBuf::from("/opt/py")] };
+        let boot = Boot {
+            rung: Some(LimitsRung::CgroupV1),
+            prefixes: vec![PathBuf::from("/opt/py")],
+            defences: crate::defence::Defences::default(),
+        };
         assert_eq!(Boot::decode(&boot.encode()).unwrap(), boot);
         let machine =
             Machine { rung: LimitsRung::Watchdog, privileged: true, overlay: false, stacks: true };

@@ -16,6 +16,7 @@ use rustix::net::{
     SocketType,
 };
 
+use crate::defence::Defences;
 use crate::keeper::MAX_CONTROL;
 use crate::lease::{Entry, Lease, LeaseError, Registry, failpoint};
 use crate::native::NativeSandbox;
@@ -37,11 +38,33 @@ pub struct NativeOptions {
     /// Demand this way of bounding memory; `None` takes the best that the machine allows. A
     /// demand that cannot be met is an error.
     pub limits_rung: Option<LimitsRung>,
+    /// The layers of defence in force; only the attack suite has this.
+    #[cfg(feature = "attack-tests")]
+    #[doc(hidden)]
+    pub defences: Defences,
+}
+
+impl NativeOptions {
+    #[cfg(feature = "attack-tests")]
+    fn defences(self) -> Defences {
+        self.defences
+    }
+
+    #[cfg(not(feature = "attack-tests"))]
+    #[expect(clippy::unused_self, reason = "the attack suite's options have a say")]
+    fn defences(self) -> Defences {
+        Defences::default()
+    }
 }
 
 impl Default for NativeOptions {
     fn default() -> Self {
-        Self { max_sandboxes: 1024, limits_rung: None }
+        Self {
+            max_sandboxes: 1024,
+            limits_rung: None,
+            #[cfg(feature = "attack-tests")]
+            defences: Defences::default(),
+        }
     }
 }
 
@@ -53,6 +76,7 @@ pub struct NativeSandboxes {
 
 pub(crate) struct Inner {
     machine: Machine,
+    defences: Defences,
     max_sandboxes: usize,
     alive: AtomicUsize,
     idle: Mutex<Vec<Slot>>,
@@ -98,7 +122,9 @@ impl NativeSandboxes {
         failpoint("host: keeper started");
         lease.set_keeper(keeper.id()).map_err(unrecorded)?;
         failpoint("host: keeper recorded");
-        let boot = Boot { rung: options.limits_rung, prefixes: python::find().prefixes.clone() };
+        let defences = options.defences();
+        let prefixes = python::find().prefixes.clone();
+        let boot = Boot { rung: options.limits_rung, prefixes, defences };
         let mut keeper = Some(keeper);
         let started = ask(&control, &boot.encode(), None).and_then(|answer| {
             Machine::decode(&answer).map_err(|error| Refusal::io("start the helper", &error))
@@ -107,6 +133,7 @@ impl NativeSandboxes {
             (Ok(machine), Some(keeper)) => Ok(Self {
                 inner: Arc::new(Inner {
                     machine,
+                    defences,
                     max_sandboxes: options.max_sandboxes,
                     alive: AtomicUsize::new(0),
                     idle: Mutex::new(Vec::new()),
@@ -189,6 +216,11 @@ impl Inner {
     /// What the helper found.
     pub fn machine(&self) -> Machine {
         self.machine
+    }
+
+    /// The layers of defence in force.
+    pub fn defences(&self) -> Defences {
+        self.defences
     }
 
     /// Takes a slot, a new one where none is idle.

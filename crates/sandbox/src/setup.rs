@@ -26,6 +26,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Signal;
 use rustix::thread::CapabilitySet;
 
+use crate::defence::{self, Layer};
 use crate::keeper::{Identity, enter_user_namespace};
 use crate::links::Index;
 use crate::overlay::{Overlay, no_overlay};
@@ -35,7 +36,7 @@ use crate::slot::{Ground, drain, source};
 use crate::sys;
 use crate::template::{
     HOME, IMAGE, LOWER, OWN, Parts, STACK, attach, clone_tree, is_reserved, make_dirs, mount_proc,
-    seal,
+    read_only, seal,
 };
 use crate::tree;
 use crate::wire::{Context, Kind, Refusal, send, send_descriptor};
@@ -78,7 +79,7 @@ pub fn find_sources(
     }
     for (from, _) in &ground.plan.read_only {
         let tree = source(from)?;
-        let set = sys::MOUNT_READ_ONLY | sys::MOUNT_NO_SUID | sys::MOUNT_NO_DEV;
+        let set = read_only() | sys::MOUNT_NO_SUID | sys::MOUNT_NO_DEV;
         sys::mount_setattr(tree.as_fd(), c"", true, set, None).step("make a mount read-only")?;
         ground.read_only.push(tree);
     }
@@ -118,7 +119,7 @@ pub fn build(ground: &Ground<'_>, stream: &mut UnixStream) -> Result<Built, Refu
     mount_repository(ground, &own, &root, &mut built.indexes)?;
     let hidden_proc = mount_proc()?;
     show_proc(&root.join("proc"))?;
-    if plan.layers.is_empty() {
+    if plan.layers.is_empty() && defence::has(Layer::ReadOnly) {
         seal(&root)?;
     }
 
@@ -178,6 +179,7 @@ fn mount_layer(plan: &Plan, identity: Identity, at: &Path) -> Result<(), Refusal
     // What is sealed still takes its room: a fork makes no memory. Zero would mean no bound.
     let bytes = disk_bytes.saturating_sub(plan.sealed.bytes).max(1 << 16);
     let inodes = num_inodes(disk_bytes).saturating_sub(plan.sealed.inodes).max(64);
+    let (bytes, inodes) = if defence::has(Layer::Disk) { (bytes, inodes) } else { (0, 0) };
     let options = format!(
         "size={bytes},nr_inodes={inodes},mode=0755,uid={},gid={}",
         identity.uid, identity.gid
@@ -434,6 +436,9 @@ fn bind(from: &Path, to: &Path) -> Result<(), Refusal> {
 /// Puts this PID namespace's processes in view, without what speaks of the machine.
 fn show_proc(at: &Path) -> Result<(), Refusal> {
     attach(&mount_proc()?, at)?;
+    if !defence::has(Layer::MaskedProc) {
+        return Ok(());
+    }
     for name in MASKED {
         match rustix::mount::mount_bind("/dev/null", at.join(name)) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => {}
@@ -455,11 +460,14 @@ fn finish(proc: &OwnedFd) -> Result<(), Refusal> {
     // Cleared by the change of ids, so set last.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).step("die with parent")?;
     let mut sets = rustix::thread::capabilities(None).step("read capabilities")?;
-    let kept = CapabilitySet::DAC_OVERRIDE
+    let mut kept = CapabilitySet::DAC_OVERRIDE
         | CapabilitySet::DAC_READ_SEARCH
         | CapabilitySet::FOWNER
         | CapabilitySet::KILL
         | CapabilitySet::SETPCAP;
+    if !defence::has(Layer::Capabilities) {
+        kept = sets.permitted;
+    }
     sets.effective = kept;
     sets.permitted = kept;
     sets.inheritable = CapabilitySet::empty();

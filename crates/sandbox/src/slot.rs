@@ -13,6 +13,7 @@ use rustix::process::{Signal, WaitOptions};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use crate::cgroup::{self, Slot as Cgroup};
+use crate::defence::{self, Layer};
 use crate::helper;
 use crate::keeper::{Identity, forbidden};
 use crate::owners::OwnerMap;
@@ -89,7 +90,9 @@ fn enter(spawner: &Spawner) -> Result<Option<Cgroup>, Refusal> {
         }
         None => None,
     };
-    forbidden(sys::unshare(UnshareFlags::NEWNET), "make a network namespace")?;
+    if defence::has(Layer::NetNamespace) {
+        forbidden(sys::unshare(UnshareFlags::NEWNET), "make a network namespace")?;
+    }
     Ok(cgroup)
 }
 
@@ -116,7 +119,10 @@ impl Slot<'_> {
                 return drain(stream);
             }
         };
-        let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
+        let mut namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWIPC;
+        if defence::has(Layer::PidNamespace) {
+            namespaces |= libc::CLONE_NEWPID;
+        }
         match sys::fork(namespaces).step("make the sandbox's namespaces") {
             Ok(Some(pid)) => {
                 drop(ground);
@@ -143,6 +149,7 @@ impl Slot<'_> {
     {
         if let Some(cgroup) = &self.cgroup
             && self.memory_bytes != plan.limits.memory_bytes
+            && defence::has(Layer::Memory)
         {
             cgroup.set_memory(plan.limits.memory_bytes).step("set the memory limit")?;
             self.memory_bytes = plan.limits.memory_bytes;

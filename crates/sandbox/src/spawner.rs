@@ -9,9 +9,11 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlag
 use rustix::process::{Pid, Signal, WaitOptions};
 
 use crate::cgroup;
+use crate::defence::{self, Layer};
 use crate::keeper::{Identity, MAX_CONTROL, send_refusal};
 use crate::overlay;
 use crate::plan::{Boot, LimitsRung, Machine};
+use crate::seccomp;
 use crate::slot;
 use crate::sys;
 use crate::template::{self, Views};
@@ -90,7 +92,8 @@ pub fn main(mut spawner: Spawner, boot: &Boot) -> ! {
     }
 }
 
-fn prepare(boot: &Boot) -> Result<(Views, OwnedFd), Refusal> {
+fn prepare(boot: &Boot, rung: LimitsRung) -> Result<(Views, OwnedFd), Refusal> {
+    seccomp::prepare(rung)?;
     let signals = sys::child_signals().map_err(|error| Refusal::io("signalfd", &error))?;
     Ok((template::build(&boot.prefixes)?, signals))
 }
@@ -122,7 +125,12 @@ fn serve(spawner: &Spawner, views: &Views) {
     let n = match rustix::net::recvmsg(&spawner.control, &mut parts, &mut ancillary, flags) {
         Ok(message) if message.bytes > 0 => message.bytes,
         // The host program is gone: the end of PID 1 is the end of everything.
-        _ => sys::exit(0),
+        _ => {
+            if !defence::has(Layer::ParentDeath) {
+                while rustix::process::wait(WaitOptions::empty()).is_ok() {}
+            }
+            sys::exit(0)
+        }
     };
     let socket = ancillary.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),

@@ -10,6 +10,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
 
+use crate::defence::{self, Layer};
+
 /// Environment variable that marks a re-executed program as a helper.
 pub const MARK: &CStr = c"PATCHWRIGHT_SANDBOX_HELPER";
 
@@ -79,9 +81,43 @@ pub fn unshare(flags: UnshareFlags) -> io::Result<()> {
 
 /// Kills every process of the PID namespace but PID 1, which must be the caller.
 pub fn kill_everything() {
-    debug_assert_eq!(std::process::id(), 1);
+    debug_assert!(std::process::id() == 1 || !defence::has(Layer::PidNamespace));
     // SAFETY: kill takes no memory. From PID 1 of a namespace, -1 is this namespace's processes.
     unsafe { libc::kill(-1, libc::SIGKILL) };
+}
+
+/// Removes the System V memory, queues and semaphores of this IPC namespace: they outlive the
+/// processes that made them.
+pub fn remove_ipc() {
+    const INFO: [(libc::c_long, libc::c_int, libc::c_int); 3] = [
+        // The call, and its commands that tell the highest index and an index's identifier.
+        (libc::SYS_shmctl, 14, 15),
+        (libc::SYS_msgctl, 12, 13),
+        (libc::SYS_semctl, 19, 20),
+    ];
+    // As large as the largest structure that these calls fill, and aligned as it is.
+    let mut buffer = [0u64; 64];
+    for (call, info, stat) in INFO {
+        let mut control = |id: libc::c_long, command: libc::c_int| {
+            let at = buffer.as_mut_ptr();
+            // SAFETY: the kernel writes at most a structure of 128 bytes into the buffer.
+            unsafe {
+                if call == libc::SYS_semctl {
+                    libc::syscall(call, id, 0, command, at)
+                } else {
+                    libc::syscall(call, id, command, at)
+                }
+            }
+        };
+        // With nothing there the highest index is 0, as it is with one.
+        let highest = control(0, info);
+        for index in 0..=highest {
+            let id = control(index, stat);
+            if id >= 0 {
+                control(id, libc::IPC_RMID);
+            }
+        }
+    }
 }
 
 /// CPU time of all children that were waited for, in microseconds.
@@ -127,10 +163,55 @@ pub fn reset_signals() {
     }
 }
 
+/// Whether seccomp filters can give this answer.
+pub fn filter_action_is_known(action: u32) -> io::Result<()> {
+    // SAFETY: the kernel reads the one number that the pointer leads to.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_GET_ACTION_AVAIL,
+            libc::c_ulong::from(0u8),
+            &raw const action,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Puts a filter on this process's system calls, for good and for all that it starts. It must
+/// have given up gaining powers.
+pub fn install_filter(filter: &crate::seccomp::Filter) -> io::Result<()> {
+    let instructions = filter.instructions();
+    let program = libc::sock_fprog {
+        len: u16::try_from(instructions.len()).map_err(io::Error::other)?,
+        filter: instructions.as_ptr().cast_mut().cast(),
+    };
+    // SAFETY: `Instruction` has the layout of `sock_filter`; the kernel copies as many as the
+    // length says, which is how many there are, and changes none.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            libc::c_ulong::from(0u8),
+            &raw const program,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Closes every descriptor from `first` on.
 pub fn close_from(first: u32) {
     // SAFETY: only helpers call this, at a point where they own nothing from `first` on.
     unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+}
+
+/// Closes every descriptor from 3 on but this one.
+pub fn close_all_but(kept: BorrowedFd<'_>) {
+    let kept = kept.as_raw_fd() as u32;
+    if kept > 3 {
+        // SAFETY: as in `close_from`.
+        unsafe { libc::syscall(libc::SYS_close_range, 3, kept - 1, 0) };
+    }
+    close_from(kept + 1);
 }
 
 /// Marks every descriptor from `first` on as closed at exec.

@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags};
 use rustix::thread::UnshareFlags;
 
+use crate::defence::{self, Layer};
 use crate::keeper::forbidden;
 use crate::overlay::MAX_LAYERS;
 use crate::sys;
@@ -95,7 +96,7 @@ pub fn build(prefixes: &[PathBuf]) -> Result<Views, Refusal> {
     for (tree, path) in &bound {
         let at = root.join(path.strip_prefix("/").unwrap_or(path));
         make_dirs(&at).step(&format!("make {}", at.display()))?;
-        let set = sys::MOUNT_READ_ONLY | sys::MOUNT_NO_SUID | sys::MOUNT_NO_DEV;
+        let set = read_only() | sys::MOUNT_NO_SUID | sys::MOUNT_NO_DEV;
         sys::mount_setattr(std::os::fd::AsFd::as_fd(tree), c"", true, set, None)
             .step(&format!("make {} read-only", path.display()))?;
         attach(tree, &at)?;
@@ -149,6 +150,11 @@ pub fn attach(mount: &OwnedFd, path: &Path) -> Result<(), Refusal> {
     let flags = rustix::mount::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     rustix::mount::move_mount(mount, c"", CWD, path, flags)
         .step(&format!("mount at {}", path.display()))
+}
+
+/// The attribute of a mount that is only to be read.
+pub fn read_only() -> u64 {
+    if defence::has(Layer::ReadOnly) { sys::MOUNT_READ_ONLY } else { 0 }
 }
 
 /// Makes the mount at `path`, and no mount beneath it, read-only.

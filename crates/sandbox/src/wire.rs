@@ -169,6 +169,7 @@ pub trait Context<T> {
 
 impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
     fn step(self, what: &str) -> Result<T, Refusal> {
+        crate::defence::passed();
         self.map_err(|error| Refusal::io(what, &error.into()))
     }
 }
