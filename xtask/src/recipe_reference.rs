@@ -95,6 +95,7 @@ fn describe(nouns: &BTreeMap<String, Noun>, field: &Field) -> Result<(String, St
         "f32" | "f64" => "number".to_owned(),
         "bool" => "boolean".to_owned(),
         "String" => "text".to_owned(),
+        "Vec<String>" => "list of texts".to_owned(),
         other => match nouns.get(other) {
             Some(Noun::Enum(variants)) => {
                 let names: Vec<String> =

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use patchwright_core::{RepoSource, SandboxProvider, TaskInstance};
+use patchwright_tasks::import::{BadKind, Format, TaskReader};
 use patchwright_tasks::rows::read_task_set;
 use patchwright_tasks::source::prepare_repo;
 use patchwright_tasks::validate::{BuildOptions, BuildWatch, EmbeddedRepo, build_task_set_watched};
@@ -58,6 +59,7 @@ pub fn task_sets(
         )));
         if name == "train" {
             sets.train = tasks;
+            keep_away(&sets.train, &recipe.keep_away)?;
         } else {
             check_disjoint(&sets.train, name, &tasks)?;
             sets.evaluation_sets.push((name.to_owned(), tasks));
@@ -160,8 +162,8 @@ fn cache_dir(name: &str) -> Option<PathBuf> {
     Some(cache.join("patchwright").join(name))
 }
 
-/// Refuses an evaluation set that shares an instance, a repository or a source file with the
-/// train set.
+/// Refuses an evaluation set that shares an instance, a repository at the same commit, a gold
+/// patch or a source file with the train set.
 ///
 /// # Errors
 /// [`TrainError::Setup`] naming what is shared.
@@ -170,11 +172,36 @@ pub fn check_disjoint(
     name: &str,
     tasks: &[Arc<Task>],
 ) -> Result<(), TrainError> {
-    let instances = |tasks: &[Arc<Task>]| -> Vec<TaskInstance> {
-        tasks.iter().map(|task| task.instance.clone()).collect()
-    };
-    pool::assert_disjoint(&instances(train), &instances(tasks))
+    fn instances(tasks: &[Arc<Task>]) -> impl Iterator<Item = &TaskInstance> {
+        tasks.iter().map(|task| &task.instance)
+    }
+    pool::assert_disjoint(instances(train), instances(tasks))
         .map_err(|error| TrainError::setup(format!("task set {name}"), error.to_string()))
+}
+
+/// Refuses a train set that shares anything with the sets at `paths`, which are read row by row.
+fn keep_away(train: &[Arc<Task>], paths: &[String]) -> Result<(), TrainError> {
+    if paths.is_empty() {
+        return Ok(());
+    }
+    let fingerprints = pool::Fingerprints::of(train.iter().map(|task| &task.instance));
+    for path in paths {
+        let refused = |reason: String| TrainError::setup(format!("tasks.keep_away {path}"), reason);
+        let reader = TaskReader::open(&[PathBuf::from(path)], Format::Auto)?;
+        let mut found = pool::Contaminations::default();
+        for item in reader {
+            match item {
+                Ok(instance) => found.extend(fingerprints.shared_with(&instance)),
+                Err(bad) if bad.kind == BadKind::Duplicate => {}
+                // A row that cannot be read could be one that is trained on.
+                Err(bad) => return Err(refused(bad.to_string())),
+            }
+        }
+        if !found.is_empty() {
+            return Err(refused(found.to_string()));
+        }
+    }
+    Ok(())
 }
 
 /// Makes the repositories of rows ready: those that are fetched are kept in the user's cache
@@ -210,7 +237,7 @@ mod tests {
 
     use patchwright_core::{Sandbox, SandboxError, SandboxProvider, SandboxSpec};
 
-    use super::{check_disjoint, generated_repos, prepare_tasks, task_sets};
+    use super::{check_disjoint, generated_repos, keep_away, prepare_tasks, task_sets};
     use crate::error::TrainError;
     use crate::events::{CancelToken, Silent};
     use crate::recipe::{Recipe, TaskSetRecipe, TaskSource};
@@ -222,6 +249,27 @@ mod tests {
         assert!(check_disjoint(&train, "held-out", &tasks("b", 3)).is_ok());
         let error = check_disjoint(&train, "held-out", &tasks("a", 1)).unwrap_err().to_string();
         assert!(error.starts_with("task set held-out: instance a-0"), "{error}");
+    }
+
+    #[test]
+    fn sets_that_are_kept_away_from_are_not_trained_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("later.jsonl");
+        let paths = [path.display().to_string()];
+        let train = tasks("a", 3);
+        let check = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            keep_away(&train, &paths).map_err(|error| error.to_string())
+        };
+        let row = |set: &str| serde_json::to_string(&tasks(set, 1)[0].instance).unwrap();
+        assert_eq!(check(&format!("{}\n{}\n", row("b"), row("b"))), Ok(()));
+        let error = check(&format!("{}\n{}\n", row("b"), row("a"))).unwrap_err();
+        assert!(error.starts_with("tasks.keep_away "), "{error}");
+        assert!(error.contains("later.jsonl: instance a-0 is in the training pool"), "{error}");
+        let error = check("{}").unwrap_err();
+        assert!(error.contains("later.jsonl:1: missing field"), "{error}");
+        assert!(keep_away(&train, &["/no/such/set.jsonl".to_owned()]).is_err());
+        assert_eq!(keep_away(&train, &[]).map_err(|error| error.to_string()), Ok(()));
     }
 
     #[test]

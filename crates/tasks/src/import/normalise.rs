@@ -8,6 +8,7 @@
 //! | `created_at` | text; seconds, milli-, micro- or nanoseconds of the Unix epoch | ISO 8601 |
 //! | `install_config`, `meta` | object; JSON object in a string (SWE-rebench V2); null | object |
 //! | `install_config.test_cmd` | text; list of commands (V2) | text, a command a line; the list is kept as `test_cmds` |
+//! | `install_config.log_parser` | `parse_log_pytest` and its variants (SWE-rebench) | `pytest`; the name is kept as `log_parser_of_source` |
 
 use patchwright_core::TaskInstance;
 use serde_json::{Map, Value};
@@ -20,6 +21,16 @@ use crate::rows;
 /// # Errors
 /// What is wrong, beginning with the field where there is one.
 pub(super) fn instance(raw: Raw) -> Result<TaskInstance, String> {
+    let mut instance = read(raw)?;
+    let config = &mut instance.install_config;
+    if config.log_parser.starts_with("parse_log_pytest") {
+        let name = std::mem::replace(&mut config.log_parser, "pytest".to_owned());
+        config.extra.insert("log_parser_of_source".to_owned(), Value::String(name));
+    }
+    Ok(instance)
+}
+
+fn read(raw: Raw) -> Result<TaskInstance, String> {
     let value = match raw {
         Raw::Instance(instance) => return Ok(*instance),
         Raw::Value(value) => value,

@@ -161,8 +161,21 @@ fn rows_of_every_set_become_alike() {
     assert_eq!((v2.version.as_str(), v2.test_patch.as_str()), ("3.1", ""));
     assert_eq!(v2.image(), Some("img:latest"));
     assert!(v2.pass_to_pass.is_empty());
+    assert_eq!(v2.install_config.log_parser, "parse_go");
     assert_eq!(rows[1].fail_to_pass, ["t"]);
     assert_eq!(rows[1].extra["difficulty"], "<15 min");
+}
+
+/// The grader knows results by what prints them, not by the name of a Python function.
+#[test]
+fn pytest_is_pytest() {
+    let dir = tempfile::tempdir().unwrap();
+    let v1 =
+        row("a").replace("\"pytest\"", "\"pytest -rA\",\"log_parser\":\"parse_log_pytest_v2\"");
+    let items = read(&write(dir.path(), "rows.jsonl", v1), Format::Auto);
+    let config = &items[0].as_ref().unwrap().install_config;
+    assert_eq!((config.log_parser.as_str(), config.test_cmd.as_str()), ("pytest", "pytest -rA"));
+    assert_eq!(config.extra["log_parser_of_source"], "parse_log_pytest_v2");
 }
 
 mod parquet_files {

@@ -67,6 +67,15 @@ impl Recipe {
             )?;
             check.positive(set.instances_per_repo, &key("instances_per_repo"))?;
         }
+        check.that(
+            self.tasks.keep_away.iter().all(|path| !path.trim().is_empty()),
+            "tasks.keep_away",
+            "must list files or directories",
+        )?;
+        if let Err(reason) = self.filter.check() {
+            let (key, reason) = reason.split_once(": ").unwrap_or(("", &reason));
+            return check.that(false, &format!("filter.{key}"), reason);
+        }
         let trains = self.rft.enabled || !self.rl.is_empty();
         check.that(
             !trains || self.tasks.train.source != TaskSource::None,

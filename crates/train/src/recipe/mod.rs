@@ -9,6 +9,7 @@ mod load;
 mod stages;
 
 use patchwright_core::SandboxLimits;
+use patchwright_tasks::filter::FilterRecipe;
 use patchwright_tasks::issue::IssueStyle;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,8 @@ pub struct Recipe {
     pub engine: EngineRecipe,
     /// The task sets.
     pub tasks: TasksRecipe,
+    /// Which tasks of a file are worth training on; `tasks filter` applies it.
+    pub filter: FilterRecipe,
     /// How the agent works.
     pub agent: AgentRecipe,
     /// How a policy is measured.
@@ -146,7 +149,13 @@ pub struct TasksRecipe {
     /// How issues of the embedded sets are worded: `compact` (one line a call, for the smallest
     /// models) or `full`.
     pub issue_style: IssueStyle,
-    /// The pool that RFT and RL draw from.
+    /// More task sets (JSONL, JSON or Parquet, files or directories) that training must share
+    /// nothing with, such as the splits that a finished policy will be measured on. Training is
+    /// refused when it would: see `tasks.train`.
+    pub keep_away: Vec<String>,
+    /// The pool that RFT and RL draw from. It is refused when it shares an instance, a repository
+    /// at the same commit, a gold patch or a source file with a set that is evaluated on or kept
+    /// away from; where one side names no commit, the repository alone decides.
     pub train: TaskSetRecipe,
     /// Tasks of repositories that training never sees.
     #[serde(rename = "held-out")]
@@ -160,6 +169,7 @@ impl Default for TasksRecipe {
         Self {
             seed: 0,
             issue_style: IssueStyle::Compact,
+            keep_away: Vec::new(),
             train: TaskSetRecipe {
                 source: TaskSource::Generated,
                 num_instances: 2000,
