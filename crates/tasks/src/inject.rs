@@ -5,7 +5,9 @@
 //! comments, annotations, decorators, default values, imports, f-strings, or test files.
 //! Whether a mutation changes any behaviour is for [`crate::validate`] to find out by running.
 
+pub mod difficulty;
 mod finder;
+pub mod packages;
 mod rules;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};

@@ -136,8 +136,86 @@ fn shown(observed: &Observed) -> String {
     }
 }
 
+/// A check of a package's own that fails: what it does, and what it says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FailingCheck {
+    /// The statement that fails, as Python source; may be empty.
+    pub statement: String,
+    /// Exception and message.
+    pub message: String,
+}
+
+/// Lines of one message that an issue shows, and the longest line.
+const MAX_MESSAGE_LINES: usize = 8;
+const MAX_LINE_CHARS: usize = 200;
+
+const CHECK_TITLES_ERROR: [&str; 3] = [
+    "{package}: unexpected {error}",
+    "{error} since the last change",
+    "{package} {version} raises {error} where it should not",
+];
+const CHECK_TITLES_VALUE: [&str; 3] = [
+    "{package} gives a wrong result",
+    "{package} {version}: result is not what it should be",
+    "Wrong behaviour of {package} {version}",
+];
+const CHECK_OPENINGS: [&str; 3] = [
+    "This used to work, and does not with the sources as they are now.",
+    "I see this with the current sources of {package} {version}.",
+    "Something in {package} broke; I have not found out where.",
+];
+
+/// The issue of a package whose checks fail, from at most [`MAX_EXAMPLES`] different ones. It names
+/// no test; the wording is drawn from `seed`.
+pub fn write_checks(package: &str, version: &str, checks: &[FailingCheck], seed: u64) -> String {
+    let mut rng = stream(seed, &["issue"]);
+    let mut draw = |choices: &[&'static str]| choices.choose(&mut rng).copied().unwrap_or_default();
+    let mut shown: Vec<&FailingCheck> = Vec::new();
+    for check in checks {
+        if !check.message.is_empty() && !shown.contains(&check) && shown.len() < MAX_EXAMPLES {
+            shown.push(check);
+        }
+    }
+    let error = shown.first().map(|check| exception(&check.message)).unwrap_or_default();
+    let title = match error {
+        "" | "AssertionError" | "assert" => draw(&CHECK_TITLES_VALUE),
+        _ => draw(&CHECK_TITLES_ERROR),
+    };
+    let fill = |template: &str| {
+        template
+            .replace("{package}", package)
+            .replace("{version}", version)
+            .replace("{error}", error)
+    };
+    let mut text = format!("{}\n\n{}\n", fill(title), fill(draw(&CHECK_OPENINGS)));
+    for check in shown {
+        if !check.statement.is_empty() {
+            text.push_str(&["\nThis fails:\n\n```python\n", &check.statement, "\n```\n"].concat());
+        }
+        let lines: Vec<String> = check
+            .message
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .take(MAX_MESSAGE_LINES)
+            .map(|line| line.chars().take(MAX_LINE_CHARS).collect())
+            .collect();
+        text.push_str(&["\nwith\n\n```\n", &lines.join("\n"), "\n```\n"].concat());
+    }
+    text
+}
+
+/// The name of the exception that a message starts with, if it does.
+fn exception(message: &str) -> &str {
+    let first = message.lines().next().unwrap_or_default();
+    let name = first.split([':', ' ']).next().unwrap_or_default();
+    let name = name.rsplit('.').next().unwrap_or_default();
+    let plain = name.chars().all(|c| c.is_alphanumeric() || c == '_');
+    if plain && name.starts_with(char::is_uppercase) { name } else { "" }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::{FailingCheck, write_checks};
     use super::{FailingExample, IssueStyle, Observed, write};
 
     fn example(observed: Observed) -> FailingExample {
@@ -181,5 +259,26 @@ mod tests {
         let text = write(IssueStyle::Full, &[raises, wrong], 3);
         assert!(text.lines().next().unwrap().contains("ZeroDivisionError"), "{text}");
         assert_eq!(text.matches("import amber").count(), 1);
+    }
+
+    #[test]
+    fn checks_are_shown_without_their_tests() {
+        let check = |statement: &str, message: &str| FailingCheck {
+            statement: statement.to_owned(),
+            message: message.to_owned(),
+        };
+        let wrong = check("assert f(1) == 2", "assert 3 == 2\n +  where 3 = f(1)");
+        let raises = check("", "p.errors.ParseError: at 3");
+        for seed in 0..10 {
+            let text =
+                write_checks("p", "1.0", &[wrong.clone(), wrong.clone(), raises.clone()], seed);
+            assert!(
+                text.contains("```python\nassert f(1) == 2\n```\n\nwith\n\n```\nassert 3 == 2")
+            );
+            assert_eq!(text.matches("assert f(1) == 2").count(), 1, "{text}");
+            assert!(text.contains("p.errors.ParseError: at 3") && !text.contains('{'), "{text}");
+            let text = write_checks("p", "1.0", std::slice::from_ref(&raises), seed);
+            assert!(text.lines().next().unwrap().contains("ParseError"), "{text}");
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Where an instance's repository comes from: its own files, a directory, or git.
 
+mod setup;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -24,6 +26,9 @@ const MAX_MESSAGE_BYTES: usize = 64 << 10;
 /// - `repo` is a git URL (https, http, ssh, git, file), or `org/name` on GitHub: a checkout of
 ///   `base_commit`.
 ///
+/// A directory whose row has the field `setup` (tasks of injected bugs) is copied with those
+/// changes made.
+///
 /// Checkouts are made once in `cache_dir`, by the `git` program, and hold no `.git`: neither the
 /// fix nor any other history can be found in them.
 ///
@@ -40,7 +45,7 @@ pub fn prepare_repo(instance: &TaskInstance, cache_dir: &Path) -> Result<RepoSou
     if local.is_dir() {
         let path = std::path::absolute(local).map_err(|e| io("finding", local, e))?;
         if instance.base_commit.is_empty() {
-            return Ok(RepoSource::Directory(path));
+            return setup::apply(instance, &path, cache_dir).map(RepoSource::Directory);
         }
         let Some(path) = path.to_str() else {
             return Err(git.error("the directory's path is not UTF-8".to_owned()));

@@ -15,6 +15,7 @@ mod cache;
 mod check;
 mod driver;
 mod hidden_tests;
+pub mod repeat;
 pub mod report;
 pub mod suite;
 

@@ -77,8 +77,7 @@ impl Pip {
         let file = std::fs::File::create(&log).map_err(|e| io("making", &log, e))?;
         let again = file.try_clone().map_err(|e| io("opening", &log, e))?;
         let allowed = |name: &str| VARIABLES.contains(&name) || name.starts_with("PIP_");
-        let variables =
-            std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(allowed));
+        let variables = std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(allowed));
         let mut command = Command::new("python3");
         command
             .args(["-m", "pip", "--disable-pip-version-check", "--no-input"])
@@ -148,9 +147,9 @@ impl Pip {
             return Err(EnvironmentError::Sdist(format!("pip gave no file for {release}")));
         };
         if version.is_none() {
-            std::fs::remove_dir_all(&place).or_else(ignore_missing).map_err(|e| {
-                io("removing", &place, e)
-            })?;
+            std::fs::remove_dir_all(&place)
+                .or_else(ignore_missing)
+                .map_err(|e| io("removing", &place, e))?;
         }
         let kept = part.keep();
         if std::fs::rename(&kept, &place).is_err() {

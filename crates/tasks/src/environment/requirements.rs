@@ -32,12 +32,48 @@ const FILES: [&str; 12] = [
 ];
 /// Tools that no test imports.
 const TOOLS: [&str; 42] = [
-    "tox", "nox", "mypy", "flake8", "pylint", "black", "isort", "ruff", "pre-commit", "sphinx",
-    "furo", "twine", "build", "wheel", "setuptools", "pip", "coverage", "coveralls", "codecov",
-    "check-manifest", "bump2version", "bumpversion", "pyright", "pytype", "bandit", "safety",
-    "mkdocs", "mdx-gh-links", "pip-tools", "pip-compile-multi", "uv", "hatch", "flit", "poetry",
-    "types-setuptools", "sphinx-rtd-theme", "pyroma", "zest-releaser", "python-semantic-release",
-    "mutmut", "vulture", "zest.releaser",
+    "tox",
+    "nox",
+    "mypy",
+    "flake8",
+    "pylint",
+    "black",
+    "isort",
+    "ruff",
+    "pre-commit",
+    "sphinx",
+    "furo",
+    "twine",
+    "build",
+    "wheel",
+    "setuptools",
+    "pip",
+    "coverage",
+    "coveralls",
+    "codecov",
+    "check-manifest",
+    "bump2version",
+    "bumpversion",
+    "pyright",
+    "pytype",
+    "bandit",
+    "safety",
+    "mkdocs",
+    "mdx-gh-links",
+    "pip-tools",
+    "pip-compile-multi",
+    "uv",
+    "hatch",
+    "flit",
+    "poetry",
+    "types-setuptools",
+    "sphinx-rtd-theme",
+    "pyroma",
+    "zest-releaser",
+    "python-semantic-release",
+    "mutmut",
+    "vulture",
+    "zest.releaser",
 ];
 
 /// The test requirements that a source tree and its metadata declare, without doubles. `requires`
@@ -227,9 +263,11 @@ mod tests {
                 std::fs::remove_file(dir.path().join(path)).unwrap();
             }
         };
-        check(&[], &["six", "mock>=2; extra == 'tests'", "flake8 ; extra == 'tests'"], &[
-            "mock>=2 ; python_version >= \"3\"",
-        ]);
+        check(
+            &[],
+            &["six", "mock>=2; extra == 'tests'", "flake8 ; extra == 'tests'"],
+            &["mock>=2 ; python_version >= \"3\""],
+        );
         check(&[("setup.py", "setup(tests_require=['nose', \"mock\"])")], &[], &["mock", "nose"]);
         check(
             &[(

@@ -34,8 +34,6 @@ pub struct Unpacked {
     pub num_files: usize,
     /// Entries that were left out.
     pub num_skipped: usize,
-    /// The newest time of a file, in seconds since 1970: about when the release was made.
-    pub newest: u64,
 }
 
 /// Unpacks a `.tar.gz` into the new directory `target`, without its top directory, whole or not at
@@ -107,14 +105,20 @@ fn unpack(stream: impl Read, root: &Path, limits: SdistLimits) -> Result<Unpacke
             .checked_sub(size)
             .ok_or_else(|| format!("its files are larger than {} bytes", limits.bytes))?;
         let executable = entry.header().mode().is_ok_and(|mode| mode & 0o111 != 0);
-        unpacked.newest = unpacked.newest.max(entry.header().mtime().unwrap_or(0));
-        write(&place, &mut entry, executable).map_err(|e| format!("{}: {e}", path.display()))?;
+        let modified = entry.header().mtime().unwrap_or(0);
+        write(&place, &mut entry, executable, modified)
+            .map_err(|e| format!("{}: {e}", path.display()))?;
         unpacked.num_files += 1;
     }
     Ok(unpacked)
 }
 
-fn write(place: &Path, from: &mut impl Read, executable: bool) -> std::io::Result<()> {
+fn write(
+    place: &Path,
+    from: &mut impl Read,
+    executable: bool,
+    modified: u64,
+) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     if let Some(dir) = place.parent() {
         std::fs::create_dir_all(dir)?;
@@ -123,6 +127,9 @@ fn write(place: &Path, from: &mut impl Read, executable: bool) -> std::io::Resul
     let mut file = File::create(place)?;
     std::io::copy(from, &mut file)?;
     file.flush()?;
+    // The times tell when the release was made.
+    let modified = std::time::Duration::from_secs(modified.min(u64::from(u32::MAX)));
+    file.set_modified(std::time::UNIX_EPOCH + modified)?;
     let mode = if executable { 0o755 } else { 0o644 };
     file.set_permissions(std::fs::Permissions::from_mode(mode))
 }
@@ -195,7 +202,9 @@ mod tests {
         let target = dir.path().join("out/tree");
         let unpacked = unpack_sdist(&path, &target, SdistLimits::default()).unwrap();
         assert_eq!((unpacked.num_files, unpacked.num_skipped), (1, 6));
-        assert_eq!(unpacked.newest, 1_700_000_000);
+        let modified = target.join("pkg/a.py").metadata().unwrap().modified().unwrap();
+        let since = modified.duration_since(std::time::UNIX_EPOCH).unwrap();
+        assert_eq!(since.as_secs(), 1_700_000_000);
         assert_eq!(std::fs::read_to_string(target.join("pkg/a.py")).unwrap(), "x = 1\n");
         let names: Vec<_> = std::fs::read_dir(&target).unwrap().collect();
         assert_eq!(names.len(), 1);

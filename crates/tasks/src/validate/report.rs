@@ -8,6 +8,7 @@
 //!  "failing_tests":[],"num_repeats":50,"num_tests":12,"seconds":31.5,"reason":"1 of 12 …"}
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -72,6 +73,9 @@ pub struct TaskVerdict {
     /// Tests that passed in one repeat and failed in another of the same side, sorted.
     #[serde(default)]
     pub flaky_tests: Vec<String>,
+    /// Of each of them, how many runs of how many passed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub flaky_counts: BTreeMap<String, (u32, u32)>,
     /// Tests that are always wrong: failed with the gold patch, or, for
     /// [`Verdict::Mislabelled`], did without a patch what the row says they do not. Sorted.
     #[serde(default)]
@@ -159,6 +163,7 @@ mod tests {
             instance_id: verdict.name().to_owned(),
             verdict,
             flaky_tests: vec!["t.py::test_x".to_owned()],
+            flaky_counts: [("t.py::test_x".to_owned(), (49, 50))].into(),
             failing_tests: Vec::new(),
             num_repeats: 50,
             num_tests: 3,
@@ -176,7 +181,8 @@ mod tests {
             assert_eq!(json, format!("\"{}\"", verdict.name()));
         }
         let text = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, text.replace("\"schema_version\":1", "\"schema_version\":2")).unwrap();
+        std::fs::write(&path, text.replace("\"schema_version\":1", "\"schema_version\":2"))
+            .unwrap();
         let error = read_report(&path).unwrap_err().to_string();
         assert!(error.contains("report.jsonl:1: schema_version is 2"), "{error}");
     }

@@ -13,7 +13,7 @@ use patchwright_core::{
 };
 use serde::Deserialize;
 
-const RUNNER: &str = include_str!("suite.py");
+pub(crate) const RUNNER: &str = include_str!("suite.py");
 /// Where the repository is inside.
 pub const WORKDIR: &str = "/testbed";
 /// Where installed packages are inside.
@@ -139,8 +139,7 @@ pub(crate) fn put(sandbox: &mut dyn Sandbox, changes: &[FileChange]) -> Result<(
     let gone: Vec<String> = changes.iter().filter(|c| c.new.is_none()).map(inside).collect();
     // A command line has a bound.
     for names in gone.chunks(500) {
-        let mut request =
-            ExecRequest::argv(&["rm", "-f", "--"], WORKDIR, Duration::from_mins(1));
+        let mut request = ExecRequest::argv(&["rm", "-f", "--"], WORKDIR, Duration::from_mins(1));
         request.argv.extend(names.iter().cloned());
         sandbox.exec(&request)?;
     }
