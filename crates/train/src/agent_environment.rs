@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use patchwright_agent::{AgentConfig, AgentRun, GradeCache, Renderer, run_agent, sandbox_spec};
+use patchwright_agent::{
+    AgentConfig, AgentRun, GradeCache, Renderer, TaskRoot, run_agent, sandbox_spec_on,
+};
 use patchwright_core::{
     FailureClass, Rollout, RolloutStatus, Sampler, SamplingParams, Sandbox, SandboxError,
     SandboxLimits, SandboxProvider, SandboxSpec,
@@ -13,6 +15,7 @@ use crate::environment::{
     Environment, EnvironmentStats, GuardedSampler, RolloutSpec, Task, failed_rollout,
 };
 use crate::events::CancelToken;
+use crate::images::TaskImages;
 
 /// Runs the agent in a fresh sandbox, and grades its patch in another.
 pub struct AgentEnvironment {
@@ -28,6 +31,8 @@ pub struct AgentEnvironment {
     pub agent: AgentConfig,
     /// Grades patches, each only once.
     pub grades: GradeCache,
+    /// Images of tasks that stand on one.
+    pub images: Arc<TaskImages>,
 }
 
 impl AgentEnvironment {
@@ -46,11 +51,13 @@ impl AgentEnvironment {
         &self,
         task: &Task,
         spec: &RolloutSpec,
+        root: TaskRoot,
         cancel: &CancelToken,
     ) -> Result<AgentRun, SandboxError> {
         let config = self.agent_config(spec);
         let limits = self.limits.clone();
-        let sandbox_spec = sandbox_spec(&task.instance, &task.repo, &config.workdir, limits);
+        let sandbox_spec =
+            sandbox_spec_on(root, &task.instance, &task.repo, &config.workdir, limits);
         let mut sandbox = self.provider.create(&sandbox_spec)?;
         let sampler =
             GuardedSampler { inner: &self.sampler, policy_version: spec.policy_version, cancel };
@@ -105,7 +112,13 @@ impl AgentEnvironment {
 
 impl Environment for AgentEnvironment {
     fn rollout(&self, task: &Task, spec: &RolloutSpec, cancel: &CancelToken) -> Rollout {
-        let mut run = match self.act(task, spec, cancel) {
+        let root = match self.images.root(&task.instance, Some(cancel)) {
+            Ok(root) => root,
+            Err(error) => {
+                return failed_rollout(task, spec, FailureClass::Sandbox, error.to_string());
+            }
+        };
+        let mut run = match self.act(task, spec, root, cancel) {
             Ok(run) => run,
             Err(error) => {
                 return failed_rollout(task, spec, FailureClass::Sandbox, error.to_string());

@@ -15,6 +15,7 @@ pub mod error;
 pub mod evaluate;
 pub mod events;
 pub mod history;
+pub mod images;
 pub mod journal;
 pub mod learn;
 pub mod metrics;

@@ -15,6 +15,7 @@ use patchwright_tasks::{generated, katas, pool};
 use crate::environment::Task;
 use crate::error::TrainError;
 use crate::events::{CancelToken, Observer, RunEvent};
+use crate::images::runs_in_image;
 use crate::recipe::{TaskSetRecipe, TaskSource, TasksRecipe};
 
 /// The sets of a run.
@@ -224,7 +225,11 @@ fn ready(instances: Vec<TaskInstance>, watch: &Watch<'_>) -> Result<Vec<Arc<Task
     let num_wanted = instances.len();
     let ready = |(index, instance): (usize, TaskInstance)| {
         watch.progress(index, num_wanted);
-        let repo = watch.unless_stopped(prepare_repo(&instance, &cache))?;
+        let repo = if runs_in_image(&instance) {
+            RepoSource::InRoot
+        } else {
+            watch.unless_stopped(prepare_repo(&instance, &cache))?
+        };
         Ok(Arc::new(Task { instance, repo }))
     };
     instances.into_iter().enumerate().map(ready).collect()

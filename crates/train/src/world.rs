@@ -15,6 +15,7 @@ use patchwright_sandbox::{NativeOptions, NativeSandboxes};
 use crate::agent_environment::{AgentEnvironment, CountingProvider};
 use crate::error::TrainError;
 use crate::events::{CancelToken, Observer, RunEvent};
+use crate::images::TaskImages;
 use crate::recipe::Recipe;
 use crate::run::World;
 use crate::task_sets::{TaskSets, task_sets};
@@ -67,12 +68,14 @@ impl World {
         engine.trainer.attach_file("tokenizer.json", tokenizer_json)?;
         let renderer = renderer(recipe, tokenizer)?;
         let (trainer, sampler) = engine.into_parts();
+        let images = Arc::new(TaskImages::default());
         let environment = AgentEnvironment {
             limits: recipe.sandbox.limits(),
             sampler: sampler.clone(),
             renderer,
             agent: agent_config(recipe),
-            grades: grades(recipe, &provider),
+            grades: grades(recipe, &provider, &images),
+            images,
             provider,
         };
         Ok(Self {
@@ -172,12 +175,17 @@ fn agent_config(recipe: &Recipe) -> AgentConfig {
     }
 }
 
-fn grades(recipe: &Recipe, provider: &Arc<CountingProvider>) -> GradeCache {
+fn grades(
+    recipe: &Recipe,
+    provider: &Arc<CountingProvider>,
+    images: &Arc<TaskImages>,
+) -> GradeCache {
     let provider: Arc<dyn SandboxProvider> = Arc::clone(provider) as Arc<dyn SandboxProvider>;
     let options = GraderOptions {
         timeout: Duration::from_secs(recipe.infrastructure.grade_timeout_seconds),
         limits: recipe.sandbox.limits(),
         ..GraderOptions::default()
     };
-    GradeCache::new(Grader::new(provider, options), NUM_CACHED_GRADES)
+    let grader = Grader::new(provider, options).with_roots(images.roots());
+    GradeCache::new(grader, NUM_CACHED_GRADES)
 }

@@ -14,6 +14,7 @@ use patchwright_core::{PolicyVersion, Rollout, SandboxProvider, TaskInstance};
 use patchwright_train::agent_environment::AgentEnvironment;
 use patchwright_train::environment::{Environment, RolloutSpec, Task};
 use patchwright_train::events::{CancelToken, Observer, RunEvent, StageKind, StagePlan};
+use patchwright_train::images::TaskImages;
 use patchwright_train::journal::RolloutRecord;
 use patchwright_train::recipe::Recipe;
 use patchwright_train::rollout_engine::{BatchSpec, Job, RolloutEngine};
@@ -195,6 +196,7 @@ impl ScriptedEnvironment {
             ..GraderOptions::default()
         };
         let graders: Arc<dyn SandboxProvider> = Arc::clone(&provider) as Arc<dyn SandboxProvider>;
+        let images = Arc::new(TaskImages::default());
         let inner = AgentEnvironment {
             limits: recipe.sandbox.limits(),
             sampler: sampler.clone(),
@@ -205,7 +207,8 @@ impl ScriptedEnvironment {
                 command_timeout_seconds: recipe.agent.command_timeout_seconds,
                 ..AgentConfig::default()
             },
-            grades: GradeCache::new(Grader::new(graders, options), 1),
+            grades: GradeCache::new(Grader::new(graders, options).with_roots(images.roots()), 1),
+            images,
             provider,
         };
         Ok(Self { sampler, inner })
