@@ -3,6 +3,7 @@
 
 #![expect(clippy::doc_markdown, reason = "docstrings of arguments are read in a terminal")]
 
+mod images;
 mod sandbox;
 mod tasks;
 
@@ -11,6 +12,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+pub use images::{
+    ImagesCommand, ImagesGcArgs, ImagesListArgs, ImagesLoadArgs, ImagesPullArgs, ImagesRemoveArgs,
+    StoreArgs,
+};
 pub use sandbox::{SandboxCommand, SandboxRunArgs};
 pub use tasks::{GenerateArgs, ShowArgs, TaskKind, TasksCommand};
 
@@ -54,6 +59,9 @@ pub enum Command {
     /// Run commands where the agent runs them
     #[command(subcommand)]
     Sandbox(SandboxCommand),
+    /// Get and keep container images, without a daemon
+    #[command(subcommand)]
+    Images(ImagesCommand),
     /// Render a run's report.html again
     Report(ReportArgs),
     /// Check this machine: python3, the kernel's sandbox features, disk space

@@ -2,6 +2,7 @@
 
 mod doctor;
 mod eval;
+mod images;
 mod policy;
 mod pretrain;
 mod report;
@@ -28,6 +29,7 @@ pub fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Tasks(TasksCommand::Generate(args)) => tasks::generate(&args),
         Command::Tasks(TasksCommand::Show(args)) => tasks::show(&args),
         Command::Sandbox(SandboxCommand::Run(args)) => sandbox::run(&args),
+        Command::Images(command) => images::dispatch(&command),
         Command::Report(args) => report::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions(&args),
