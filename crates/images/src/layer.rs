@@ -101,7 +101,7 @@ fn decode(source: impl Read + Send, sender: &SyncSender<io::Result<Vec<u8>>>) {
     let mut decoder = match decompressed(source) {
         Ok(decoder) => decoder,
         Err(error) => {
-            let _ = sender.send(Err(error));
+            let _ = sender.send(Err(undecodable(error)));
             return;
         }
     };
@@ -114,13 +114,22 @@ fn decode(source: impl Read + Send, sender: &SyncSender<io::Result<Vec<u8>>>) {
             return;
         }
         if let Err(error) = read {
-            let _ = sender.send(Err(error));
+            let _ = sender.send(Err(undecodable(error)));
             return;
         }
         if is_end {
             return;
         }
     }
+}
+
+/// What a decompressor finds wrong is the layer's fault; what the host fails with is not.
+fn undecodable(error: io::Error) -> io::Error {
+    let is_ours = error.get_ref().is_some_and(|inner| inner.is::<ImageError>());
+    if is_ours || error.raw_os_error().is_some() {
+        return error;
+    }
+    layer_error(b"", format!("cannot be decompressed: {error}")).into_io()
 }
 
 /// The decompressed bytes, within bounds.
@@ -230,7 +239,8 @@ impl Read for GrowingFile<'_> {
             match *state {
                 (available, _) if available > self.position => break available,
                 (_, Some(End::Whole)) => return Ok(0),
-                (_, Some(_)) => return Err(io::Error::other("the download failed")),
+                // Why is told by who downloads.
+                (_, Some(_)) => return Err(ImageError::Cancelled.into_io()),
                 _ => {
                     state = self.growth.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }

@@ -1,7 +1,7 @@
 //! Gets images in: from registries and from archives.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 
 use super::{ImageStore, Record, jobs};
@@ -188,6 +188,11 @@ fn tell_resolved<S>(name: &str, num_layers: usize, wanted: &[Wanted<S>], progres
     });
 }
 
+/// Whether the bytes of a layer are wrong, rather than the host or the line.
+fn is_bad(error: &ImageError) -> bool {
+    matches!(error, ImageError::Mismatch { .. } | ImageError::Layer { .. })
+}
+
 /// One layer on its way from a registry.
 struct Fetch<'a> {
     store: &'a ImageStore,
@@ -204,38 +209,44 @@ impl Fetch<'_> {
         let (whole, partial) =
             (self.staging.join(&hex), self.staging.join(format!("{hex}.partial")));
         if whole.exists() {
-            // Checked before it got this name; its tar's digest is checked in any case.
-            return self.unpack_whole(&whole, blob, diff_id);
+            // Checked when it got this name; damaged since, if it fails now.
+            match self.unpack_whole(&whole, blob, diff_id) {
+                Err(error) if is_bad(&error) => self.start_over(&whole)?,
+                other => return other,
+            }
         }
         let had = fs::metadata(&partial).map_or(0, |metadata| metadata.len());
         match self.download_and_unpack(blob, diff_id, &partial, &whole) {
-            // What an earlier process left may have been damaged since.
-            Err(ImageError::Mismatch { .. } | ImageError::Layer { .. })
-                if had > 0 && !whole.exists() =>
-            {
-                let _ = fs::remove_file(&partial);
-                let root = self.staging.join("root");
-                self.store.discard(&root)?;
-                fs::create_dir(&root).map_err(ImageError::at(&root))?;
-                self.download_and_unpack(blob, diff_id, &partial, &whole)
+            Err(error) if is_bad(&error) => {
+                let is_verified = whole.exists();
+                self.start_over(if is_verified { &whole } else { &partial })?;
+                // What an earlier process left may have been damaged since.
+                if had > 0 && !is_verified {
+                    return self.download_and_unpack(blob, diff_id, &partial, &whole);
+                }
+                Err(error)
             }
             other => other,
         }
     }
 
+    /// Removes a blob and what was made of it.
+    fn start_over(&self, blob: &Path) -> Result<(), ImageError> {
+        self.store.discard(blob)?;
+        let root = self.staging.join("root");
+        self.store.discard(&root)?;
+        fs::create_dir(&root).map_err(ImageError::at(&root))
+    }
+
     fn unpack_whole(
         &self,
-        whole: &PathBuf,
+        whole: &Path,
         blob: Blob,
         diff_id: Digest,
     ) -> Result<LayerInfo, ImageError> {
         let file = File::open(whole).map_err(ImageError::at(whole))?;
         self.progress.event(&PullEvent::Received { bytes: blob.size });
-        let unpacked = self.unpack(file, diff_id);
-        if matches!(unpacked, Err(ImageError::Mismatch { .. } | ImageError::Layer { .. })) {
-            let _ = fs::remove_file(whole);
-        }
-        unpacked
+        self.unpack(file, diff_id)
     }
 
     fn unpack(
