@@ -4,7 +4,7 @@
 //! that the state of a sandbox is its files and nothing else, and a fork is exact.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::patch::FileChange;
@@ -184,9 +184,22 @@ pub trait Sandbox: Send {
 
     /// A second sandbox with the same files. Neither sees the other's later changes.
     ///
+    /// What was written before counts against the limits of both.
+    ///
     /// # Errors
-    /// Only when the sandbox itself failed.
+    /// [`SandboxError::Limit`] when one more sandbox would be too many; else only when the sandbox
+    /// itself failed.
     fn fork(&mut self) -> Result<Box<dyn Sandbox>, SandboxError>;
+
+    /// Writes all that was written inside to the file `to`, for [`SandboxProvider::restore`] in
+    /// this process or a later one. `to` is replaced as a whole or not at all.
+    ///
+    /// # Errors
+    /// [`SandboxError::Unsupported`] where the kind of sandbox has no snapshots.
+    fn snapshot(&mut self, to: &Path) -> Result<(), SandboxError> {
+        let why = "this kind of sandbox has no snapshots";
+        Err(SandboxError::Unsupported(format!("{}: {why}", to.display())))
+    }
 
     /// Kills every process and removes every trace. Awaits the end.
     ///
@@ -202,4 +215,16 @@ pub trait SandboxProvider: Send + Sync {
     /// # Errors
     /// [`SandboxError::Unsupported`] where the machine forbids it.
     fn create(&self, spec: &SandboxSpec) -> Result<Box<dyn Sandbox>, SandboxError>;
+
+    /// Makes one with the files of a snapshot. `spec` must have the pristine files of the sandbox
+    /// that the snapshot is of, wherever they are now.
+    ///
+    /// # Errors
+    /// [`SandboxError::Path`] when `from` is not a snapshot, is damaged, or is one of something
+    /// else; [`SandboxError::Unsupported`] where the kind of sandbox has no snapshots.
+    fn restore(&self, spec: &SandboxSpec, from: &Path) -> Result<Box<dyn Sandbox>, SandboxError> {
+        let _ = spec;
+        let why = "this kind of sandbox has no snapshots";
+        Err(SandboxError::Unsupported(format!("{}: {why}", from.display())))
+    }
 }

@@ -114,6 +114,7 @@ impl Helper<'_> {
         } else {
             let mut walk = Walk::new(&mut to, Skip::Nothing, self.limits.disk_bytes);
             for name in STATE {
+                walk.set_alone(name == "own");
                 walk.send_merged(&self.layers(name)?, name.as_bytes())?;
             }
         }

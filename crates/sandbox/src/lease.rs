@@ -34,8 +34,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 pub(crate) use process::ProcessId;
 pub use reap::{Leftovers, Reaped};
-pub use registry::{LeaseError, Living, Owner, Registry};
 use registry::Machine;
+pub use registry::{LeaseError, Living, Owner, Registry};
 
 /// Bytes of one record: a page, which a single write replaces wholly or not at all.
 const PAGE: u64 = 4096;
@@ -196,10 +196,8 @@ impl Lease {
     /// Records and makes a directory (mode 0700) below `parent`, whose name starts with `prefix`.
     #[cfg_attr(not(test), expect(dead_code, reason = "uppers on disk and snapshots will use it"))]
     pub fn directory(&self, parent: &Path, prefix: &str) -> Result<LeasedDir, LeaseError> {
-        let refused = |why: &str| LeaseError::Directory {
-            path: parent.to_owned(),
-            why: why.to_owned(),
-        };
+        let refused =
+            |why: &str| LeaseError::Directory { path: parent.to_owned(), why: why.to_owned() };
         let parent = parent.canonicalize().map_err(|error| refused(&error.to_string()))?;
         let page = self.inner.take_page();
         let path = parent.join(format!("{prefix}.{}.{page}", self.id));

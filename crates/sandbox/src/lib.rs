@@ -29,6 +29,7 @@ mod python;
 mod seccomp;
 mod setup;
 mod slot;
+mod snapshot;
 mod spawner;
 mod sys;
 mod template;

@@ -52,6 +52,19 @@ pub struct NativeSandbox {
 impl NativeSandbox {
     /// Makes a sandbox.
     pub(crate) fn create(inner: &Arc<Inner>, spec: &SandboxSpec) -> Result<Self, SandboxError> {
+        let mut sandbox = Self::plan(inner, spec)?;
+        match sandbox.start_fresh() {
+            Launch::NoOverlay(_) if sandbox.plan.layers.is_empty() => {
+                sandbox.plan.source = Source::Tree;
+                sandbox.start_fresh().into_result()?;
+            }
+            other => other.into_result()?,
+        }
+        Ok(sandbox)
+    }
+
+    /// A sandbox that is not yet started.
+    pub(crate) fn plan(inner: &Arc<Inner>, spec: &SandboxSpec) -> Result<Self, SandboxError> {
         check(&spec.limits)?;
         let source = match &spec.repo {
             RepoSource::Files(_) => Source::Tree,
@@ -84,7 +97,7 @@ impl NativeSandbox {
             sealed: Sealed::default(),
             lend: false,
         };
-        let mut sandbox = Self {
+        Ok(Self {
             inner: Arc::clone(inner),
             slot: None,
             stack: None,
@@ -93,15 +106,7 @@ impl NativeSandbox {
             base: Sealed::default(),
             repo: spec.repo.clone(),
             env: environment(&spec.root, &spec.env, inner.defences()),
-        };
-        match sandbox.start_fresh() {
-            Launch::NoOverlay(_) if sandbox.plan.layers.is_empty() => {
-                sandbox.plan.source = Source::Tree;
-                sandbox.start_fresh().into_result()?;
-            }
-            other => other.into_result()?,
-        }
-        Ok(sandbox)
+        })
     }
 
     fn start_fresh(&mut self) -> Launch {
@@ -151,7 +156,7 @@ impl NativeSandbox {
         died(why)
     }
 
-    fn pristine(&self) -> Result<Pristine, SandboxError> {
+    pub(crate) fn pristine(&self) -> Result<Pristine, SandboxError> {
         match &self.repo {
             RepoSource::Files(files) => Ok(Pristine::Files(Arc::clone(files))),
             RepoSource::Directory(path) => {
@@ -253,6 +258,10 @@ impl Sandbox for NativeSandbox {
 
     fn fork(&mut self) -> Result<Box<dyn Sandbox>, SandboxError> {
         Ok(Box::new(self.branch()?))
+    }
+
+    fn snapshot(&mut self, to: &Path) -> Result<(), SandboxError> {
+        self.save(to)
     }
 
     fn destroy(mut self: Box<Self>) -> Result<(), SandboxError> {

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -201,6 +202,10 @@ impl NativeSandboxes {
 impl SandboxProvider for NativeSandboxes {
     fn create(&self, spec: &SandboxSpec) -> Result<Box<dyn Sandbox>, SandboxError> {
         Ok(Box::new(NativeSandbox::create(&self.inner, spec)?))
+    }
+
+    fn restore(&self, spec: &SandboxSpec, from: &Path) -> Result<Box<dyn Sandbox>, SandboxError> {
+        Ok(Box::new(NativeSandbox::restore(&self.inner, spec, from)?))
     }
 }
 

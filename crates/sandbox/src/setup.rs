@@ -106,13 +106,13 @@ pub fn build(ground: &Ground<'_>, stream: &mut UnixStream) -> Result<Built, Refu
     let own = lay_own(ground, &mut built.indexes)?;
     let root = if plan.layers.is_empty() {
         let root = lay_root(plan, ground.parts)?;
-        bind(&own.join("tmp"), &root.join("tmp"))?;
-        bind(&own.join("home"), &root.join(&HOME[1..]))?;
+        bind_part(&own, "tmp", &root.join("tmp"))?;
+        bind_part(&own, "home", &root.join(&HOME[1..]))?;
         root
     } else {
         lay_image(ground, &mut built.indexes)?
     };
-    bind(&own.join("shm"), &root.join("dev/shm"))?;
+    bind_part(&own, "shm", &root.join("dev/shm"))?;
     for (tree, (_, at)) in ground.read_only.iter().zip(&plan.read_only) {
         attach(tree, &mountpoint(plan, &root, at)?)?;
     }
@@ -366,7 +366,7 @@ fn mount_repository(
 ) -> Result<(), Refusal> {
     let plan = ground.plan;
     match &plan.source {
-        Source::Tree => bind(&own.join("repo"), &mountpoint(plan, root, &plan.workdir)?),
+        Source::Tree => bind_part(own, "repo", &mountpoint(plan, root, &plan.workdir)?),
         Source::Directory(_) => {
             let at = mountpoint(plan, root, &plan.workdir)?;
             let lower = Path::new(LOWER).join(plan.layers.len().to_string());
@@ -427,6 +427,16 @@ fn plain_dir(root: &Path, relative: &str) -> Result<PathBuf, String> {
     }
     make_dirs(&at).map_err(|error| format!("cannot be mounted on: {error}"))?;
     Ok(at)
+}
+
+/// Puts a part of the sandbox's own in its place. It may have arrived in a tree, so it must be
+/// what it should be: to mount a link is to mount what it leads to.
+fn bind_part(own: &Path, name: &str, to: &Path) -> Result<(), Refusal> {
+    let from = own.join(name);
+    if !fs::symlink_metadata(&from).is_ok_and(|meta| meta.is_dir()) {
+        return Err(Refusal::path(name, "is not a directory of the sandbox"));
+    }
+    bind(&from, to)
 }
 
 fn bind(from: &Path, to: &Path) -> Result<(), Refusal> {

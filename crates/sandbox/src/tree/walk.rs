@@ -18,13 +18,20 @@ pub struct Walk<'a, W> {
     skip: Skip,
     /// Bytes of file data that may still be sent.
     budget: u64,
+    /// Whether nothing lies below, so that there is nothing to hide.
+    alone: bool,
     links: HashMap<(u64, u64), Vec<u8>>,
 }
 
 impl<'a, W: Write> Walk<'a, W> {
     /// A walk that sends at most `budget` bytes of file data.
     pub fn new(to: &'a mut W, skip: Skip, budget: u64) -> Self {
-        Self { to, skip, budget, links: HashMap::new() }
+        Self { to, skip, budget, alone: false, links: HashMap::new() }
+    }
+
+    /// Of the next directories, sends what is in view, or also what hides what lies below them.
+    pub fn set_alone(&mut self, alone: bool) {
+        self.alone = alone;
     }
 
     /// Sends a plain directory itself, as `path`, and everything below it.
@@ -49,7 +56,7 @@ impl<'a, W: Write> Walk<'a, W> {
             mode: stat.st_mode & 0o7777,
             mtime_s: stat.st_mtime,
             mtime_ns: stat.st_mtime_nsec as u32,
-            opaque,
+            opaque: opaque && !self.alone,
         };
         entry.send(self.to).step("send a tree")
     }
@@ -79,6 +86,7 @@ impl<'a, W: Write> Walk<'a, W> {
                     }
                     self.directory(&child, &path, depth + 1)?;
                 }
+                Found::Whiteout if self.alone => {}
                 Found::Whiteout => Entry::Whiteout { path }.send(self.to).step("send a tree")?,
                 Found::Other(dir, stat) => self.other(dir, &name, path, &stat)?,
                 Found::Absent => {}

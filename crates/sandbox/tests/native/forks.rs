@@ -18,17 +18,17 @@ fn shares() -> bool {
 }
 
 /// Everything that a command can write, as it can see it.
-const LOOK: &str = "find . /tmp /dev/shm $HOME ! -path '*/.git*' -printf '%p %m %U %y %l %T@\\n' | sort; \
+pub const LOOK: &str = "find . /tmp /dev/shm $HOME ! -path '*/.git*' -printf '%p %m %U %y %l %T@\\n' | sort; \
     find . /tmp /dev/shm $HOME -type f -links +1 | sort; \
     find . /tmp /dev/shm $HOME -type f -size -9 -exec sh -c 'echo {}; cat {}' ';' | sort";
 
-const WORK: &str = "mkdir -p d/e gone/x; echo f > d/e/f; chmod 640 d/e/f; ln -s /nowhere d/link; ln d/e/f d/hard; \
+pub const WORK: &str = "mkdir -p d/e gone/x; echo f > d/e/f; chmod 640 d/e/f; ln -s /nowhere d/link; ln d/e/f d/hard; \
     mkfifo d/pipe; echo t > /tmp/t; echo s > /dev/shm/s; echo h > $HOME/h; \
     echo g > gone/x/y; rm -f a.txt; mkdir -p redo; echo 1 > redo/one; \
     touch -d 2001-02-03T04:05:06 d/e/f; truncate -s 1T /tmp/sparse; mkdir /tmp/deep; echo z > /tmp/deep/z";
 
 /// Over [`WORK`]: deletions, a directory made anew, types that change, names that move.
-const MORE: &str = "rm -r gone; rm -r redo; mkdir redo; echo 2 > redo/two; rm /tmp/t; mkdir /tmp/t; \
+pub const MORE: &str = "rm -r gone; rm -r redo; mkdir redo; echo 2 > redo/two; rm /tmp/t; mkdir /tmp/t; \
     echo u > /tmp/t/u; rm d/link 2>/dev/null; chmod 755 d; rm d/link; echo file > d/link; \
     rm -r /tmp/deep; echo s2 >> /dev/shm/s; rm $HOME/h; mv d/pipe d/pipe2; chmod 600 d/e/f; \
     echo back > a.txt; rm /tmp/sparse";

@@ -8,5 +8,6 @@ mod isolation;
 mod layers;
 mod lifetime;
 mod limits;
+mod snapshots;
 mod support;
 mod user;
