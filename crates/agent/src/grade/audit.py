@@ -130,13 +130,50 @@ class Source:
         other = self.changed(leaf, dice)
         return [] if other is None else [(self.span(leaf), other)]
 
-    def call_edits(self, call, dice):
+    def know_names(self, function):
+        """Which names hold what a test is given, and which a literal that is used once."""
+        arguments = function.args
+        self.given = set(a.arg for a in arguments.args + arguments.kwonlyargs) - {"self", "cls"}
+        self.literals, used = {}, {}
+        nodes = list(function.body)
+        for node in nodes:
+            nodes.extend(parts(node))
+            if kind(node) == "For":
+                self.given.update(n.id for n in [node.target, *parts(node.target)] if kind(n) == "Name")
+            elif kind(node) == "Assign" and kind(node.targets[0]) == "Name" and self.leaves(node.value):
+                self.literals[node.targets[0].id] = node.value
+            if kind(node) == "Name":
+                used[node.id] = used.get(node.id, 0) + 1
+        for name in list(self.literals):
+            if used[name] != 2:
+                self.given.add(name)
+                del self.literals[name]
+
+    def name_edits(self, stmt, sides, dice):
+        """A change of what an expected value's name holds, so that who looks it up is misled."""
+        for side in sides:
+            name = side.id if kind(side) == "Name" else None
+            if name in self.literals:
+                leaves = self.leaves(self.literals[name])
+                leaf = leaves[dice.below(len(leaves))]
+                other = self.changed(leaf, dice)
+                if other is not None:
+                    return [(self.span(leaf), other)]
+            if name in self.given:
+                start = self.span(stmt)[0]
+                if not self.text[self.starts[stmt.lineno - 1] : start].strip():
+                    return [((start, start), ("%s = (%s, 0); " % (name, name)).encode())]
+        return []
+
+    def call_edits(self, stmt, dice):
+        call = stmt.value
         name = getattr(call.func, "attr", None)
         if name is None or getattr(call.func.value, "id", None) != "self":
             return []
         edits = []
         if name in EQUALITIES and len(call.args) >= 2:
-            edits += self.literal_edits(call.args[:2], dice)
+            sides = call.args[:2]
+            edits += self.literal_edits(sides, dice) or self.name_edits(stmt, sides, dice)
         # A literal in an assertAlmostEqual may change too little.
         if not edits and name in OPPOSITES:
             start, end = self.span(call.func)
@@ -157,11 +194,12 @@ class Source:
             if holds(stmt, ("Return", "Break", "Continue")):
                 break
             if kind(stmt) == "Expr" and kind(stmt.value) == "Call":
-                found += self.call_edits(stmt.value, dice)
+                found += self.call_edits(stmt, dice)
             elif kind(stmt) == "Assert":
                 test, here = stmt.test, []
                 if kind(test) == "Compare" and [kind(op) for op in test.ops] == ["Eq"]:
-                    here = self.literal_edits([test.left, test.comparators[0]], dice)
+                    sides = [test.left, test.comparators[0]]
+                    here = self.literal_edits(sides, dice) or self.name_edits(stmt, sides, dice)
                 found += here or [(self.span(test), b"not (" + self.of(test) + b")")]
             elif kind(stmt) == "With":
                 here = self.raises_edits(stmt)
@@ -174,6 +212,7 @@ class Source:
 
     def twin(self, function, dice):
         """One edit that makes the test contradict itself."""
+        self.know_names(function)
         if not holds_any(function.body, ("Yield", "YieldFrom")):
             found = self.edits(function.body, dice)
             if found:

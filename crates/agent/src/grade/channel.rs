@@ -39,29 +39,36 @@ pub(super) struct Report {
     pub done: bool,
     /// It cannot run this task, for this reason.
     pub refused: Option<String>,
-    /// Whether each test passed, by its index; missing is failed.
-    pub passed: Vec<bool>,
+    /// What the run said of each test, by its index. `None`: nothing.
+    pub outcomes: Vec<Option<bool>>,
     /// The second run must be made in a sandbox of its own: the first one left traces.
     pub wants_audit: bool,
     /// Tests whose expectation was changed before the second run, and which must fail in it.
     pub twins: Vec<usize>,
-    /// Whether each test passed in the second run.
-    pub passed_again: Vec<bool>,
+    /// What the second run said of each test.
+    pub second_outcomes: Vec<Option<bool>>,
 }
 
 impl Report {
-    /// Twins that passed in the second run of the same supervisor.
-    pub(super) fn forged(&self) -> Vec<usize> {
-        self.twins_of(&self.passed_again)
+    /// Whether each test passed; missing is failed.
+    pub(super) fn passed(&self) -> impl Iterator<Item = bool> {
+        self.outcomes.iter().map(|outcome| *outcome == Some(true))
     }
 
-    /// Twins that passed in the first run, where that one was already of the changed tests.
-    pub(super) fn passing_twins(&self) -> Vec<usize> {
-        self.twins_of(&self.passed)
+    /// Twins that did not fail in the second run of the same supervisor: they pass, or nothing is
+    /// said of them.
+    pub(super) fn unfailed(&self) -> Vec<usize> {
+        self.twins_without_failure(&self.second_outcomes)
     }
 
-    fn twins_of(&self, passed: &[bool]) -> Vec<usize> {
-        self.twins.iter().copied().filter(|index| passed.get(*index) == Some(&true)).collect()
+    /// The same where the first run was already of the changed tests.
+    pub(super) fn unfailed_audit(&self) -> Vec<usize> {
+        self.twins_without_failure(&self.outcomes)
+    }
+
+    fn twins_without_failure(&self, outcomes: &[Option<bool>]) -> Vec<usize> {
+        let twins = self.twins.iter().copied();
+        twins.filter(|index| outcomes.get(*index) != Some(&Some(false))).collect()
     }
 }
 
@@ -101,9 +108,8 @@ pub(super) fn read(nonce: &Nonce, stdout: &[u8], num_tests: usize) -> Report {
             _ => {}
         }
     }
-    let [passed, passed_again] =
-        outcomes.map(|run| run.into_iter().map(|outcome| outcome == Some(true)).collect());
-    Report { passed, passed_again, ..report }
+    let [outcomes, second_outcomes] = outcomes;
+    Report { outcomes, second_outcomes, ..report }
 }
 
 #[cfg(test)]
@@ -116,7 +122,7 @@ mod tests {
         let lines = b"\nready\nt 0 1\nabx t 1 1\nabc t 2 1\nabc t 9 1\nabc t x 1\nfresh\n";
         let report = read(&nonce, lines, 3);
         assert!(report.ready && !report.done && !report.wants_audit);
-        assert_eq!(report.passed, [false, false, true]);
+        assert_eq!(report.outcomes, [None, None, Some(true)]);
         assert_eq!(read(&nonce, b"ready\nrefused x", 1).refused, None);
         assert_eq!(read(&nonce, b"refused x y\n", 1).refused.as_deref(), Some("x y"));
     }
@@ -127,16 +133,18 @@ mod tests {
         let lines = b"ready\nabc t 0 1\nabc t 0 0\nabc t 1 0\nabc t 1 1\nabc done";
         let report = read(&nonce, lines, 2);
         assert!(report.done);
-        assert_eq!(report.passed, [false, false]);
+        assert_eq!(report.outcomes, [Some(false), Some(false)]);
+        assert!(report.passed().all(|passed| !passed));
     }
 
     #[test]
-    fn a_twin_that_passes_is_forged() {
+    fn a_twin_must_be_said_to_fail() {
         let nonce = Nonce("abc".to_owned());
-        let lines = b"ready\nabc twins 0 2 7\nabc t 0 1\nabc c 0 0\nabc c 1 1\nabc c 2 1\nabc done";
-        let report = read(&nonce, lines, 3);
-        assert_eq!(report.forged(), [2]);
-        assert_eq!(report.passed, [true, false, false]);
+        let lines =
+            b"ready\nabc twins 0 2 3 7\nabc t 0 1\nabc c 0 0\nabc c 1 1\nabc c 2 1\nabc done";
+        let report = read(&nonce, lines, 4);
+        assert_eq!(report.unfailed(), [2, 3]);
+        assert_eq!(report.unfailed_audit(), [0, 2, 3]);
     }
 
     #[test]

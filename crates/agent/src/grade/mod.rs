@@ -19,10 +19,11 @@
 //! | the [`filter`] | edited tests, configuration and plugins of the tests, start-up files, links, binaries |
 //! | an isolated interpreter (`-s -S`, the test tool loaded before the repository is on the path) | `.pth` and `sitecustomize`, a `unittest.py` or `pytest.py` of the repository's |
 //! | a supervisor process (`supervisor.py`) that imports nothing of the repository, holds the channel and reads its nonce when all children are dead; its memory and descriptors are closed to them (`PR_SET_DUMPABLE`) | writing to the channel, finding the nonce in frames or memory, ending the run early |
-//! | twins (`audit.py`): if every test passes, the tests run once more with one expectation of each changed so that it contradicts the first (`0` becomes `7`, `assertIn` becomes `assertNotIn`); a test that passes either way is forged | replaced assertions and hooks, reports forged inside the process, objects that are equal to everything, values read from the caller's frame or from the test's own source |
+//! | twins (`audit.py`): if every test passes, the tests run once more with one expectation of each changed so that it contradicts the first (`0` becomes `7`, `assertIn` becomes `assertNotIn`); a test that does not fail then is forged | replaced assertions and hooks, reports forged inside the process, objects that are equal to everything, values read from the caller's frame or from the test's own source |
 //!
-//! A twin that passes is an accusation. Before it counts, the gold patch is tried on the same
-//! twins: what passes there too (an expectation that was never looked at) is no forgery. A patch
+//! A twin that does not fail is an accusation. Before it counts, it must stand a second time, and
+//! the gold patch is tried on the same twins: what does not fail there either (an expectation that
+//! was never looked at) is no forgery. A patch
 //! that is found out has [`Grade::cheated`] and is unsolved.
 //!
 //! The second run must not be told from the first. It is forked from the same supervisor, whose
@@ -49,7 +50,7 @@ mod runner;
 mod verdict;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use patchwright_core::{
@@ -63,7 +64,7 @@ pub use cache::GradeCache;
 use crate::environment::{TaskRoot, TaskRoots, sandbox_spec_on};
 use filter::Filtered;
 use pristine::{Pristine, ReadError};
-use runner::Runner;
+use runner::{Compiled, Runner};
 
 /// Bounds of a grader.
 #[derive(Debug, Clone, PartialEq)]
@@ -177,6 +178,8 @@ pub struct Grader {
     options: GraderOptions,
     roots: Option<Arc<TaskRoots>>,
     defences: Defences,
+    /// The programs of unittest and of pytest for the host's interpreter, once compiled.
+    compiled: Mutex<[Option<Arc<Compiled>>; 2]>,
 }
 
 /// A task made ready for grading: what does not depend on the patch.
@@ -193,7 +196,13 @@ struct Prepared<'a> {
 impl Grader {
     /// A grader over a provider of sandboxes.
     pub fn new(provider: Arc<dyn SandboxProvider>, options: GraderOptions) -> Self {
-        Self { provider, options, roots: None, defences: Defences::default() }
+        Self {
+            provider,
+            options,
+            roots: None,
+            defences: Defences::default(),
+            compiled: Mutex::default(),
+        }
     }
 
     /// Tasks stand on the roots that `roots` finds (such as their images) instead of the host's

@@ -1,12 +1,18 @@
 //! One run of the hidden tests in a sandbox.
 
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
 use patchwright_core::{
     ExecOutput, ExecRequest, ExecStatus, FileChange, RootFs, Sandbox, SandboxError,
 };
 
 use super::channel::{self, Nonce, Report};
-use super::runner::{self, Call, Mode};
+use super::runner::{self, Call, Compiled, Mode};
 use super::{GradeError, Grader, Prepared, sandbox_error};
+
+/// Allowed for the start of the supervisor and its last words, which are not the patch's doing.
+const START: Duration = Duration::from_secs(20);
 
 /// What a run of the tests gave.
 pub(super) enum Ran {
@@ -31,6 +37,8 @@ enum Early {
     Unsolved(String),
     /// The sandbox failed.
     Failed(SandboxError),
+    /// The interpreter did not start, or not as it should: how it ended, and what it printed.
+    NotStarted(String, String),
 }
 
 impl From<SandboxError> for Early {
@@ -68,20 +76,81 @@ impl Grader {
                 self.provider.create(&spec).map_err(|source| sandbox_error(task, source))?
             }
         };
-        let call = Call {
-            mode,
-            workdir: &self.options.workdir,
-            nonce: &nonce,
-            seconds: self.options.timeout.as_secs_f64(),
-            seed,
-            image: prepared.root.root != RootFs::Host,
-        };
-        let ran = self.run_tests(prepared, changes, sandbox.as_mut(), &call);
+        let ran = self.compiled(prepared, sandbox.as_mut()).and_then(|compiled| {
+            let call = Call {
+                mode,
+                workdir: &self.options.workdir,
+                nonce: &nonce,
+                seconds: self.options.timeout.as_secs_f64(),
+                seed,
+                compiled: &compiled,
+                image: prepared.root.root != RootFs::Host,
+            };
+            self.run_tests(prepared, changes, sandbox.as_mut(), &call)
+        });
         sandbox.destroy().map_err(|source| sandbox_error(task, source))?;
         match ran {
             Ok(output) => self.read_output(prepared, &nonce, &output),
             Err(Early::Unsolved(reason)) => Ok(Ran::Unsolved(reason)),
             Err(Early::Failed(error)) => Err(sandbox_error(task, error)),
+            Err(Early::NotStarted(how, detail)) => {
+                Err(GradeError::Runner { instance_id: task.instance_id.clone(), how, detail })
+            }
+        }
+    }
+
+    /// The programs of a run for the sandbox's interpreter; for the host's, made once. Called
+    /// while nothing of the patch is in the sandbox.
+    fn compiled(
+        &self,
+        prepared: &Prepared<'_>,
+        sandbox: &mut dyn Sandbox,
+    ) -> Result<Arc<Compiled>, Early> {
+        if prepared.root.root != RootFs::Host {
+            return self.compile(prepared, sandbox, true).map(Arc::new);
+        }
+        let mut held = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = &mut held[usize::from(prepared.runner.is_pytest())];
+        if let Some(compiled) = slot {
+            return Ok(Arc::clone(compiled));
+        }
+        let compiled = Arc::new(self.compile(prepared, sandbox, false)?);
+        *slot = Some(Arc::clone(&compiled));
+        Ok(compiled)
+    }
+
+    fn compile(
+        &self,
+        prepared: &Prepared<'_>,
+        sandbox: &mut dyn Sandbox,
+        image: bool,
+    ) -> Result<Compiled, Early> {
+        let (argv, stdin) = prepared.runner.compiler(image);
+        let request = ExecRequest {
+            argv,
+            cwd: "/".to_owned(),
+            env: runner::environment(),
+            stdin,
+            timeout: self.options.timeout,
+        };
+        let output = sandbox.exec(&request).map_err(Early::Failed)?;
+        let compiled = match output.status {
+            ExecStatus::Exited(0) => Compiled::read(&output.stdout),
+            _ => None,
+        };
+        compiled.ok_or_else(|| {
+            let printed = tail(&String::from_utf8_lossy(&output.stderr), self.options.detail_chars);
+            Early::NotStarted(self.how(output.status), printed)
+        })
+    }
+
+    fn how(&self, status: ExecStatus) -> String {
+        match status {
+            ExecStatus::Exited(code) => format!("exit code {code}"),
+            ExecStatus::Signaled(signal) => format!("signal {signal}"),
+            ExecStatus::TimedOut => {
+                format!("stopped after {} s", self.options.timeout.as_secs())
+            }
         }
     }
 
@@ -106,7 +175,7 @@ impl Grader {
             env: runner::environment(),
             stdin,
             // The supervisor ends the tests in time, and then speaks.
-            timeout: self.options.timeout + self.options.timeout / 4,
+            timeout: self.options.timeout + START,
         };
         // By now a failure is not a misplaced file's.
         sandbox.exec(&request).map_err(Early::Failed)
@@ -155,13 +224,7 @@ impl Grader {
         let instance_id = prepared.task.instance_id.clone();
         let report = channel::read(nonce, &output.stdout, prepared.runner.ids().len());
         let printed = tail(&String::from_utf8_lossy(&output.stderr), self.options.detail_chars);
-        let how = match output.status {
-            ExecStatus::Exited(code) => format!("exit code {code}"),
-            ExecStatus::Signaled(signal) => format!("signal {signal}"),
-            ExecStatus::TimedOut => {
-                format!("stopped after {} s", self.options.timeout.as_secs())
-            }
-        };
+        let how = self.how(output.status);
         if let Some(reason) = report.refused {
             return Err(GradeError::Task { instance_id, reason });
         }

@@ -9,6 +9,19 @@ use super::pristine::Pristine;
 use crate::command::split_words;
 use crate::environment::SITE_PACKAGES;
 
+/// Runs what [`COMPILE`] made of a program: the first message. Only built-in modules are imported.
+const BOOT: &str = "import sys, marshal, posix\n\
+    def take(n):\n    \
+        data = b''\n    \
+        while len(data) < n:\n        \
+            data += posix.read(0, n - len(data)) or sys.exit(9)\n    \
+        return data\n\
+    exec(marshal.loads(take(int(take(10)))))\n";
+/// Compiles programs, parted by NULs, to messages. A quarter of a run would be spent on that.
+const COMPILE: &str = "import sys, marshal\n\
+    for text in sys.stdin.buffer.read().split(b'\\0'):\n    \
+        code = marshal.dumps(compile(text, '<string>', 'exec'))\n    \
+        sys.stdout.buffer.write(b'%010d' % len(code) + code)\n";
 const UNITTEST: &str = concat!(include_str!("supervisor.py"), include_str!("unittest_tests.py"));
 const PYTEST: &str = concat!(include_str!("supervisor.py"), include_str!("pytest_tests.py"));
 const AUDIT: &str = include_str!("audit.py");
@@ -114,6 +127,33 @@ impl Runner {
         &self.test_files
     }
 
+    /// How the programs of [`Runner::command`] are compiled for the interpreter of a sandbox:
+    /// program with arguments, and what it reads on standard input. It prints [`Compiled`].
+    pub(super) fn compiler(&self, image: bool) -> (Vec<String>, Vec<u8>) {
+        let program = match self.kind {
+            Kind::Unittest(_) => UNITTEST,
+            Kind::Pytest(_) => PYTEST,
+        };
+        (self.python(image, COMPILE), [program, AUDIT].join("\0").into_bytes())
+    }
+
+    /// Whether the tests run with pytest: that is another program.
+    pub(super) fn is_pytest(&self) -> bool {
+        matches!(self.kind, Kind::Pytest(_))
+    }
+
+    /// An interpreter that finds the task's packages, and those of its site only where they are
+    /// the task's.
+    fn python(&self, image: bool, program: &str) -> Vec<String> {
+        let isolated = match self.kind {
+            Kind::Unittest(_) => !image,
+            Kind::Pytest(_) => self.site_packages,
+        };
+        let flags: &[&str] = if isolated { &["-s", "-S", "-B"] } else { &["-s", "-B"] };
+        let argv = [&["python3"], flags, &["-c", program]].concat();
+        argv.into_iter().map(str::to_owned).collect()
+    }
+
     /// Program with arguments, and the messages it reads on standard input.
     ///
     /// In the end the nonce comes once more, for the time when every child is dead.
@@ -131,7 +171,7 @@ impl Runner {
         let files = self.test_files.iter().map(String::as_str).collect::<Vec<_>>().join("/./");
         let mut fields = vec![mode, &seconds, call.workdir, site_packages, &files];
         let num_options;
-        let (isolated, program) = match &self.kind {
+        match &self.kind {
             Kind::Unittest(tests) => {
                 for test in tests {
                     match test {
@@ -140,29 +180,25 @@ impl Runner {
                         None => fields.extend(["", "", ""]),
                     }
                 }
-                (!call.image, UNITTEST)
             }
             Kind::Pytest(options) => {
                 num_options = options.len().to_string();
                 fields.push(&num_options);
                 fields.extend(options.iter().chain(&self.ids).map(String::as_str));
-                (self.site_packages, PYTEST)
             }
-        };
+        }
         let nonce = call.nonce.as_str();
         let audit = self.audit(call.seed);
-        let messages: &[&str] = match call.mode {
-            Mode::Quick | Mode::Audit => &[&fields.join("\0"), AUDIT, nonce, &audit, nonce],
-            Mode::Slow | Mode::Believe | Mode::Bare => &[&fields.join("\0"), nonce],
-        };
-        let mut stdin = Vec::new();
-        for message in messages {
-            stdin.extend(format!("{:010}", message.len()).into_bytes());
-            stdin.extend(message.as_bytes());
+        let fields = fields.join("\0");
+        let mut stdin = call.compiled.program.clone();
+        push_message(&mut stdin, fields.as_bytes());
+        if matches!(call.mode, Mode::Quick | Mode::Audit) {
+            stdin.extend(&call.compiled.audit);
+            push_message(&mut stdin, nonce.as_bytes());
+            push_message(&mut stdin, audit.as_bytes());
         }
-        let flags: &[&str] = if isolated { &["-s", "-S", "-B"] } else { &["-s", "-B"] };
-        let argv = [&["python3"], flags, &["-c", program]].concat();
-        (argv.into_iter().map(str::to_owned).collect(), stdin)
+        push_message(&mut stdin, nonce.as_bytes());
+        (self.python(call.image, BOOT), stdin)
     }
 
     /// What the program that changes the tests is told: a seed, and where each test stands.
@@ -184,6 +220,34 @@ impl Runner {
     }
 }
 
+/// Digits of a message's length, which comes before it.
+const LENGTH_DIGITS: usize = 10;
+
+fn push_message(stdin: &mut Vec<u8>, message: &[u8]) {
+    stdin.extend(format!("{:010}", message.len()).into_bytes());
+    stdin.extend(message);
+}
+
+/// The programs for one interpreter, each as a message with its length.
+pub(super) struct Compiled {
+    program: Vec<u8>,
+    audit: Vec<u8>,
+}
+
+impl Compiled {
+    /// Reads what [`Runner::compiler`] printed.
+    pub(super) fn read(printed: &[u8]) -> Option<Self> {
+        let message = |bytes: &[u8]| {
+            let digits = std::str::from_utf8(bytes.get(..LENGTH_DIGITS)?).ok()?;
+            let end = LENGTH_DIGITS.checked_add(digits.parse::<usize>().ok()?)?;
+            Some(bytes.get(..end)?.to_vec())
+        };
+        let program = message(printed)?;
+        let audit = message(&printed[program.len()..])?;
+        (program.len() + audit.len() == printed.len()).then_some(Self { program, audit })
+    }
+}
+
 /// One call of the supervisor.
 pub(super) struct Call<'a> {
     pub mode: Mode,
@@ -191,6 +255,7 @@ pub(super) struct Call<'a> {
     pub nonce: &'a Nonce,
     pub seconds: f64,
     pub seed: u64,
+    pub compiled: &'a Compiled,
     /// The root is an image's, whose packages are the task's.
     pub image: bool,
 }

@@ -24,7 +24,7 @@ def load_later(name):
 def prepare(workdir, site_packages, given):
     global triples, num_tests, unittest, paths
     # unittest imports them for messages and for its command line: a third of the start-up.
-    for name in ("difflib", "pprint", "argparse", "traceback"):
+    for name in ("difflib", "pprint", "argparse", "traceback", "signal"):
         load_later(name)
     import unittest
 

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use patchwright_core::{Patch, RepoSource, RootFs, TaskInstance, derive_seed, patch};
+use patchwright_core::{FileChange, Patch, RepoSource, RootFs, TaskInstance, derive_seed, patch};
 
+use super::channel::Report;
 use super::filter::Filtered;
 use super::run::{Outcome, Ran};
 use super::runner::Mode;
@@ -37,17 +38,19 @@ impl Grader {
         if !grade.solved {
             return Ok(grade);
         }
-        let mut twins: BTreeSet<usize> = outcome.report.twins.iter().copied().collect();
-        let mut forged = outcome.report.forged();
-        if outcome.report.wants_audit
-            && let Ran::Tests(second) = self.run(prepared, &filtered.changes, Mode::Audit, seed)?
-        {
-            twins = second.report.twins.iter().copied().collect();
-            forged = second.report.passing_twins();
+        let mut report = outcome.report;
+        let mut forged = report.unfailed();
+        if report.wants_audit {
+            (forged, report) = self.audit(prepared, &filtered.changes, seed)?;
         }
-        grade.num_twins = twins.len();
+        grade.num_twins = report.twins.iter().collect::<BTreeSet<_>>().len();
         if !forged.is_empty() {
-            let honest = self.passing_twins_of_gold(prepared, seed)?;
+            // An accusation is heard twice, and then against what the gold patch does.
+            let (again, _) = self.audit(prepared, &filtered.changes, seed)?;
+            forged.retain(|index| again.contains(index));
+        }
+        if !forged.is_empty() {
+            let honest = self.unfailed_with_gold(prepared, seed)?;
             forged.retain(|index| !honest.contains(index));
         }
         if !forged.is_empty() {
@@ -68,22 +71,35 @@ impl Grader {
         if small { Mode::Quick } else { Mode::Slow }
     }
 
-    /// Twins that pass with the gold patch as well, and so say nothing.
-    fn passing_twins_of_gold(
+    /// Runs the twins in a sandbox of their own: those that did not fail, and all that was said.
+    fn audit(
+        &self,
+        prepared: &Prepared<'_>,
+        changes: &[FileChange],
+        seed: u64,
+    ) -> Result<(Vec<usize>, Report), GradeError> {
+        Ok(match self.run(prepared, changes, Mode::Audit, seed)? {
+            Ran::Tests(outcome) => (outcome.report.unfailed_audit(), outcome.report),
+            Ran::Unsolved(_) => (Vec::new(), Report::default()),
+        })
+    }
+
+    /// Twins that do not fail with the gold patch either, and so say nothing.
+    fn unfailed_with_gold(
         &self,
         prepared: &Prepared<'_>,
         seed: u64,
     ) -> Result<Vec<usize>, GradeError> {
         let task = prepared.task;
         let Ok(gold) = Patch::parse(&task.patch) else { return Ok(Vec::new()) };
+        if gold.is_empty() {
+            return Ok(Vec::new());
+        }
         // A pristine sandbox is used up by now; a new one is read.
         let prepared = self.prepare(task, prepared.repo)?;
         let applied = prepared.pristine.apply(&gold).map_err(|failed| read_error(task, failed))?;
         let Ok(changes) = applied else { return Ok(Vec::new()) };
-        match self.run(&prepared, &changes, Mode::Audit, seed)? {
-            Ran::Tests(outcome) => Ok(outcome.report.passing_twins()),
-            Ran::Unsolved(_) => Ok(Vec::new()),
-        }
+        Ok(self.audit(&prepared, &changes, seed)?.0)
     }
 }
 
@@ -95,7 +111,8 @@ fn mark_as_cheat(grade: &mut Grade, prepared: &Prepared<'_>, forged: &[usize]) {
     }
     let first = forged.first().map_or("", |id| id.as_str());
     let reason = format!(
-        "{} of {} tests pass whatever they expect, such as {first}: the patch forges results",
+        "{} of {} tests pass, and do not fail when they expect the contrary, such as {first}: the \
+         patch forges results",
         forged.len(),
         ids.len()
     );
@@ -106,8 +123,7 @@ fn mark_as_cheat(grade: &mut Grade, prepared: &Prepared<'_>, forged: &[usize]) {
 
 fn read_results(prepared: &Prepared<'_>, filtered: &Filtered, outcome: &Outcome) -> Grade {
     let (ids, report) = (prepared.runner.ids(), &outcome.report);
-    let results: BTreeMap<String, bool> =
-        ids.iter().cloned().zip(report.passed.iter().copied()).collect();
+    let results: BTreeMap<String, bool> = ids.iter().cloned().zip(report.passed()).collect();
     let solved = results.values().all(|passed| *passed);
     let num_failed = results.values().filter(|passed| !**passed).count();
     let mut detail = if solved {

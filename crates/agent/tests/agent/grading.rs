@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use patchwright_agent::grade::Defences;
 use patchwright_agent::{Grade, GradeCache, GradeError, Grader, GraderOptions};
 use patchwright_core::{
     RepoSource, Sandbox, SandboxError, SandboxLimits, SandboxProvider, SandboxSpec, TaskInstance,
@@ -171,8 +172,8 @@ fn what_does_not_fit_is_the_patchs_fault() {
     assert!(honest.solved, "{honest:?}");
     let grade = grader().grade(&task, &repo, &patch_to(&fixed(), &[("hidden", "x\n")])).unwrap();
     assert!(!grade.solved);
-    let huge = patch_to(&fixed(), &[("huge", &"x".repeat(8 << 20))]);
-    let limits = SandboxLimits { disk_bytes: 4 << 20, ..SandboxLimits::default() };
+    let huge = patch_to(&fixed(), &[("huge", &"x".repeat(3 << 20))]);
+    let limits = SandboxLimits { disk_bytes: 2 << 20, ..SandboxLimits::default() };
     let small = Grader::new(provider(), GraderOptions { limits, ..GraderOptions::default() });
     let grade = small.grade(&task, &repo, &huge).unwrap();
     assert!(!grade.solved, "{grade:?}");
@@ -270,7 +271,10 @@ impl SandboxProvider for Counting {
 fn counting(num_failures: usize) -> (Arc<Counting>, GradeCache) {
     let counting = Arc::new(Counting { num_made: AtomicUsize::new(0), num_failures });
     let provider: Arc<dyn SandboxProvider> = counting.clone();
-    (counting, GradeCache::new(Grader::new(provider, GraderOptions::default()), 2))
+    // A second look takes a second sandbox or not, as the machine is busy.
+    let once = Defences { twins: false, ..Defences::default() };
+    let grader = Grader::new(provider, GraderOptions::default()).with_defences(once);
+    (counting, GradeCache::new(grader, 2))
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Real repositories: bug-fix releases as `scripts/fetch_releases.sh DIR` prepares them. Runs
-//! where `PATCHWRIGHT_RELEASES=DIR` is set, and says so where it is not.
+//! Real repositories: bug-fix releases as `patchwright tasks from-releases` makes tasks of them (see
+//! CONTRIBUTING.md). Runs where `PATCHWRIGHT_RELEASES=DIR` is set, and says so where it is not.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,11 +16,11 @@ use crate::common::{WORKDIR, change, provider, renderer, scripted};
 #[test]
 fn releases_are_solved_by_the_fix_and_by_nothing_else() {
     let Some(dir) = std::env::var_os("PATCHWRIGHT_RELEASES").map(PathBuf::from) else {
-        println!("not run: PATCHWRIGHT_RELEASES is not set (see scripts/fetch_releases.sh)");
+        println!("not run: PATCHWRIGHT_RELEASES is not set (see CONTRIBUTING.md)");
         return;
     };
     let rows = std::fs::read_to_string(dir.join("tasks.jsonl"))
-        .expect("PATCHWRIGHT_RELEASES names a directory made by scripts/fetch_releases.sh");
+        .expect("PATCHWRIGHT_RELEASES names a directory with tasks.jsonl, see CONTRIBUTING.md");
     let tasks: Vec<TaskInstance> =
         rows.lines().map(|row| serde_json::from_str(row).expect("a task row")).collect();
     assert!(tasks.len() >= 3, "three releases");
@@ -56,7 +56,7 @@ fn configuration_of_pytest_does_not_count(task: &TaskInstance) {
     let grader = Grader::new(provider(), options);
     let repo = RepoSource::Directory(Path::new(&task.repo).to_owned());
     let cheated = grader.grade(task, &repo, &cheats).unwrap();
-    assert_eq!(cheated.dropped.len(), 3, "{:?}", cheated.dropped);
+    assert_eq!(cheated.dropped.len(), 6, "{:?}", cheated.dropped);
     assert!(task.fail_to_pass.iter().all(|id| !cheated.results[id]), "{cheated:?}");
     let own = patch::render(&[change("conftest.py", None, Some("raise SystemExit\n"))]);
     let honest = grader.grade(task, &repo, &format!("{}{own}", task.patch)).unwrap();
