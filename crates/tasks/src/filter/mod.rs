@@ -23,6 +23,7 @@ use crate::validate::report::TaskVerdict;
 /// `[filter]`: the thresholds of the rules, in their order. The defaults are the reference's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each switches one rule")]
 pub struct FilterRecipe {
     /// Fewest tests that must go from failing to passing.
     pub min_fail_to_pass: usize,

@@ -11,13 +11,12 @@ use crate::validate::report::{SCHEMA_VERSION, TaskVerdict, Verdict};
 
 fn patch(files: usize, lines: usize) -> String {
     let share = lines / files;
-    (0..files)
-        .map(|file| {
-            let num = if file == 0 { lines - share * (files - 1) } else { share };
-            let body = "+print(1)\n".repeat(num);
-            format!("--- a/f{file}.py\n+++ b/f{file}.py\n@@ -1,0 +1,{num} @@\n{body}")
-        })
-        .collect()
+    let diff = |file: usize| {
+        let num = if file == 0 { lines - share * (files - 1) } else { share };
+        let body = "+print(1)\n".repeat(num);
+        format!("--- a/f{file}.py\n+++ b/f{file}.py\n@@ -1,0 +1,{num} @@\n{body}")
+    };
+    (0..files).map(diff).collect::<Vec<_>>().concat()
 }
 
 fn row(id: &str, files: usize, lines: usize) -> TaskInstance {

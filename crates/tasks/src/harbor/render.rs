@@ -100,7 +100,7 @@ fn settings(row: &TaskInstance) -> Result<String, String> {
         ("memory_mb".to_owned(), toml::Value::Integer(4096)),
         ("storage_mb".to_owned(), toml::Value::Integer(10240)),
     ]);
-    let org = row.repo.rsplit('/').nth(1).map(dir_name).unwrap_or_else(|| "swe".to_owned());
+    let org = row.repo.rsplit('/').nth(1).map_or_else(|| "swe".to_owned(), dir_name);
     let name = format!("{org}/{}", dir_name(&row.instance_id));
     let task = Table::from_iter([("name".to_owned(), text(&name))]);
     let document = Table::from_iter([

@@ -1,3 +1,4 @@
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -40,7 +41,6 @@ fn foreign(dir: &Path) {
     put(dir, "environment/blob.bin", [0xff, 0x00, 0xfe]);
     put(dir, "tests/test.sh", "#!/bin/bash\necho 1 > /logs/verifier/reward.txt\n");
     put(dir, "solution/solve.sh", "#!/bin/bash\ntrue\n");
-    use std::os::unix::fs::PermissionsExt;
     let executable = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(dir.join("tests/test.sh"), executable).unwrap();
 }
@@ -80,7 +80,6 @@ fn directories_survive_as_rows() {
     assert_eq!(row.install_config.log_parser, "harbor");
     let second = write_task(&dir.path().join("out"), &row).unwrap();
     same(&first, &second);
-    use std::os::unix::fs::PermissionsExt;
     let mode = |path: &str| std::fs::metadata(second.join(path)).unwrap().permissions().mode();
     assert_eq!((mode("tests/test.sh") & 0o111, mode("task.toml") & 0o111), (0o111, 0));
 

@@ -24,16 +24,12 @@ impl<R: BufRead> Lines<R> {
             if buffer.is_empty() {
                 return Ok(());
             }
-            match buffer.iter().position(|byte| *byte == b'\n') {
-                Some(end) => {
-                    self.input.consume(end + 1);
-                    return Ok(());
-                }
-                None => {
-                    let all = buffer.len();
-                    self.input.consume(all);
-                }
+            if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+                self.input.consume(end + 1);
+                return Ok(());
             }
+            let all = buffer.len();
+            self.input.consume(all);
         }
     }
 }
@@ -183,6 +179,7 @@ impl<R: BufRead> Iterator for Values<R> {
 
 /// Where in a value the scan is.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "the state of a scanner of four bits")]
 struct Scan {
     begun: bool,
     closed: bool,

@@ -19,9 +19,11 @@ const BATCH: usize = 128;
 
 /// The rows of one file, numbered from 1.
 pub(super) struct Rows {
-    rows: Option<RowIter<'static>>,
+    /// `None` once they are at their end.
+    iter: Option<RowIter<'static>>,
+    /// The last row that was given.
     row: usize,
-    num_rows: u64,
+    total: u64,
     num_bytes: u64,
     bytes: Arc<AtomicU64>,
 }
@@ -32,9 +34,9 @@ impl Rows {
         let num_bytes = file.metadata().map_err(|e| e.to_string())?.len();
         let reader = guarded(|| SerializedFileReader::new(file))?
             .map_err(|error| format!("not a Parquet file that can be read: {error}"))?;
-        let num_rows = num_rows(&reader, num_bytes)?;
+        let total = num_rows(&reader, num_bytes)?;
         let rows = guarded(|| RowIter::from_file_into(Box::new(reader)).with_batch_size(BATCH))?;
-        Ok(Self { rows: Some(rows), row: 0, num_rows, num_bytes, bytes })
+        Ok(Self { iter: Some(rows), row: 0, total, num_bytes, bytes })
     }
 }
 
@@ -67,22 +69,22 @@ impl Iterator for Rows {
     type Item = (usize, Result<Raw, Trouble>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.row as u64 >= self.num_rows {
-            self.rows = None;
+        if self.row as u64 >= self.total {
+            self.iter = None;
         }
-        let rows = self.rows.as_mut()?;
+        let rows = self.iter.as_mut()?;
         let next = guarded(|| rows.next());
         self.row += 1;
-        let part = u128::from(self.num_bytes) * self.row as u128 / u128::from(self.num_rows.max(1));
+        let part = u128::from(self.num_bytes) * self.row as u128 / u128::from(self.total.max(1));
         self.bytes.store(part as u64, Ordering::Relaxed);
         let trouble = match next {
             Ok(Some(Ok(row))) => return Some((self.row, object(row).map_err(Trouble::row))),
-            Ok(None) => format!("the file ends before its {} rows", self.num_rows),
+            Ok(None) => format!("the file ends before its {} rows", self.total),
             Ok(Some(Err(error))) => error.to_string(),
             Err(reason) => reason,
         };
         // The columns may be at different rows by now.
-        self.rows = None;
+        self.iter = None;
         let trouble: String = trouble.chars().take(300).collect();
         Some((self.row, Err(Trouble::fatal(trouble))))
     }
@@ -95,9 +97,9 @@ fn object(row: Row) -> Result<Raw, String> {
 fn group(row: Row) -> Result<Value, String> {
     let mut map = Map::new();
     for (name, field) in row.into_columns() {
-        let value = value(field).map_err(|reason| match reason.starts_with(':') {
-            true => format!("{name}{reason}"),
-            false => format!("{name}.{reason}"),
+        let value = value(field).map_err(|reason| {
+            let separator = if reason.starts_with(':') { "" } else { "." };
+            format!("{name}{separator}{reason}")
         })?;
         map.insert(name, value);
     }

@@ -181,7 +181,7 @@ fn pytest_is_pytest() {
 mod parquet_files {
     use std::sync::Arc;
 
-    use parquet::basic::Compression;
+    use parquet::basic::{Compression, ZstdLevel};
     use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
     use parquet::file::properties::WriterProperties;
     use parquet::file::writer::SerializedFileWriter;
@@ -280,9 +280,11 @@ mod parquet_files {
     #[test]
     fn rows_are_as_they_were_written() {
         let dir = tempfile::tempdir().unwrap();
-        for compression in
-            [Compression::UNCOMPRESSED, Compression::SNAPPY, Compression::ZSTD(Default::default())]
-        {
+        for compression in [
+            Compression::UNCOMPRESSED,
+            Compression::SNAPPY,
+            Compression::ZSTD(ZstdLevel::default()),
+        ] {
             let path = dir.path().join("rows.parquet");
             file(&path, 100, compression);
             let items = read(&path, Format::Auto);
