@@ -41,8 +41,8 @@ pub fn busy_host(provider: &NativeSandboxes) {
 }
 
 /// Kills a busy host and gives all its helpers and commands.
-pub fn kill_busy_host(test: &str) -> Vec<u32> {
-    let mut child = alone(test).stdout(Stdio::piped()).spawn().unwrap();
+pub fn kill_busy_host(host: &mut Command) -> Vec<u32> {
+    let mut child = host.stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let all = loop {
         let line = lines.next().expect("the child ended early").unwrap();
@@ -75,7 +75,7 @@ fn attack_11_host_killed() {
         busy_host(&NativeSandboxes::new(NativeOptions::default()).unwrap());
         return;
     }
-    let all = kill_busy_host("host::attack_11_host_killed");
+    let all = kill_busy_host(&mut alone("host::attack_11_host_killed"));
     assert!(all.len() >= 11, "keeper, spawner, three slots, three sandboxes, their commands");
     assert_eq!(left_after(&all, Duration::from_secs(10)), Vec::<u32>::new(), "still running");
     let deadline = Instant::now() + Duration::from_secs(10);

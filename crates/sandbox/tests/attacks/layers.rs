@@ -101,11 +101,17 @@ fn memory() {
 
 #[test]
 fn processes() {
-    only_without(Layer::Processes, &[], "300 processes where 128 may be", |provider| {
-        let count: u32 = python(&mut *plain(provider), COUNT_FORKS).trim().parse().unwrap();
-        assert!((100..=300).contains(&count), "{count}");
-        count > 200
-    });
+    // Without cgroups, the sum of 300 processes is too much memory, too.
+    only_without(
+        Layer::Processes,
+        &[Layer::Memory],
+        "300 processes where 128 may be",
+        |provider| {
+            let count: u32 = python(&mut *plain(provider), COUNT_FORKS).trim().parse().unwrap();
+            assert!((100..=300).contains(&count), "{count}");
+            count > 200
+        },
+    );
 }
 
 #[test]
@@ -213,7 +219,9 @@ fn parent_death() {
         return;
     }
     // With the layer on it is attack 11.
-    let all = kill_busy_host(TEST);
+    // In a registry of its own: else the next start of any provider would end what is left.
+    let registry = tempfile::tempdir().unwrap();
+    let all = kill_busy_host(alone(TEST).env("PATCHWRIGHT_RUNTIME_DIR", registry.path()));
     let left = left_after(&all, Duration::from_secs(2));
     assert!(
         left.len() >= 6,
