@@ -17,7 +17,10 @@ pub use images::{
     StoreArgs,
 };
 pub use sandbox::{SandboxCommand, SandboxRunArgs};
-pub use tasks::{GenerateArgs, ShowArgs, TaskKind, TasksCommand};
+pub use tasks::{
+    ExportArgs, FilterArgs, GenerateArgs, ImportArgs, InputFormat, OutputFormat, ShowArgs,
+    TaskKind, TasksCommand,
+};
 
 /// Trains software-engineering agents with reinforcement learning.
 ///

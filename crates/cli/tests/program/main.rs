@@ -1,8 +1,10 @@
 //! The program from outside.
 
 mod cli;
+mod images;
 mod made_up_run;
 mod report;
 mod sandboxed;
 mod support;
+mod task_sets;
 mod training;
