@@ -126,8 +126,8 @@ impl ImageError {
         move |source| Self::Io { context: path.display().to_string(), source }
     }
 
-    pub(crate) fn document(what: impl Into<String>, reason: impl ToString) -> Self {
-        Self::Document { what: what.into(), reason: reason.to_string() }
+    pub(crate) fn document(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Document { what: what.into(), reason: reason.into() }
     }
 
     pub(crate) fn digest(what: impl Into<String>, expected: Digest, got: Digest) -> Self {

@@ -125,7 +125,8 @@ fn decode(source: impl Read + Send, sender: &SyncSender<io::Result<Vec<u8>>>) {
 
 /// What a decompressor finds wrong is the layer's fault; what the host fails with is not.
 fn undecodable(error: io::Error) -> io::Error {
-    let is_ours = error.get_ref().is_some_and(|inner| inner.is::<ImageError>());
+    let is_ours =
+        error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<ImageError>);
     if is_ours || error.raw_os_error().is_some() {
         return error;
     }

@@ -48,18 +48,18 @@ pub struct TarEntry {
 
 impl TarEntry {
     /// An error about this entry.
-    pub fn error(&self, reason: impl ToString) -> ImageError {
+    pub fn error(&self, reason: impl Into<String>) -> ImageError {
         layer_error(&self.path, reason)
     }
 }
 
 /// An error about the entry of a path.
-pub fn layer_error(path: &[u8], reason: impl ToString) -> ImageError {
+pub fn layer_error(path: &[u8], reason: impl Into<String>) -> ImageError {
     let mut entry = String::from_utf8_lossy(path).into_owned();
     if entry.chars().count() > 200 {
         entry = entry.chars().take(200).collect::<String>() + "…";
     }
-    ImageError::Layer { entry, reason: reason.to_string() }
+    ImageError::Layer { entry, reason: reason.into() }
 }
 
 /// What extended headers say of the entry that follows them.

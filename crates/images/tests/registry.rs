@@ -436,7 +436,7 @@ fn child() {
     let image = pull(&store, name).unwrap();
     if std::env::var_os("IMAGES_TEST_HOLD").is_some() {
         fs::write(store.dir().join("held"), "").unwrap();
-        std::thread::sleep(Duration::from_secs(600));
+        std::thread::sleep(Duration::from_mins(10));
     }
     drop(image);
 }

@@ -60,9 +60,9 @@ impl Container {
     }
 
     /// An error about the archive.
-    pub fn error(&self, reason: impl ToString) -> ImageError {
+    pub fn error(&self, reason: impl Into<String>) -> ImageError {
         let (Self::Dir(path) | Self::Tar { path, .. }) = self;
-        ImageError::Archive { path: path.display().to_string(), reason: reason.to_string() }
+        ImageError::Archive { path: path.display().to_string(), reason: reason.into() }
     }
 
     pub fn has(&self, name: &str) -> bool {

@@ -33,12 +33,11 @@ pub fn challenge(header: &str) -> Option<Challenge> {
     let mut parameters = HashMap::new();
     let mut rest = rest.trim();
     while let Some((key, after)) = rest.split_once('=') {
-        let (value, after) = match after.strip_prefix('"') {
-            Some(quoted) => quoted_string(quoted)?,
-            None => {
-                let end = after.find(',').unwrap_or(after.len());
-                (after[..end].trim().to_owned(), &after[end..])
-            }
+        let (value, after) = if let Some(quoted) = after.strip_prefix('"') {
+            quoted_string(quoted)?
+        } else {
+            let end = after.find(',').unwrap_or(after.len());
+            (after[..end].trim().to_owned(), &after[end..])
         };
         parameters.insert(key.trim().to_ascii_lowercase(), value);
         rest = after.trim_start().trim_start_matches(',').trim_start();
@@ -93,7 +92,9 @@ struct DockerConfig {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Auth {
-    auth: Option<String>,
+    /// User name and password, in base64.
+    #[serde(rename = "auth")]
+    encoded: Option<String>,
     username: Option<String>,
     password: Option<String>,
 }
@@ -141,7 +142,7 @@ fn credentials(auth: &Auth) -> Result<Option<Credentials>, String> {
     if let (Some(username), Some(password)) = (&auth.username, &auth.password) {
         return Ok(Some(Credentials { username: username.clone(), password: password.clone() }));
     }
-    let Some(encoded) = auth.auth.as_deref().filter(|text| !text.is_empty()) else {
+    let Some(encoded) = auth.encoded.as_deref().filter(|text| !text.is_empty()) else {
         return Ok(None);
     };
     let bytes = STANDARD.decode(encoded.trim()).map_err(|error| error.to_string())?;

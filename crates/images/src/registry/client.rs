@@ -19,7 +19,7 @@ use crate::progress::{Progress, PullEvent};
 use crate::reference::{Reference, is_loopback};
 
 /// Without a byte for so long, a connection is given up.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 const CONNECT: Duration = Duration::from_secs(20);
 /// The first pause before another try; it doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(250);

@@ -282,9 +282,9 @@ impl Fetch<'_> {
                 let done =
                     done.and_then(|()| fs::rename(partial, whole).map_err(ImageError::at(whole)));
                 if done.is_ok() {
-                    growth.whole()
+                    growth.whole();
                 } else {
-                    growth.fail()
+                    growth.fail();
                 }
                 done
             };

@@ -80,6 +80,9 @@ pub fn unpack<R: Read>(
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root: OwnedFd = rustix::fs::open(root, flags, Mode::empty())
         .map_err(|error| ImageError::at(root)(error.into()))?;
+    // Past the umask: in a sandbox it is another user's root, unless the tar says otherwise.
+    rustix::fs::fchmod(&root, Mode::from_raw_mode(0o755))
+        .map_err(|error| failed(b"", "set a mode", error))?;
     let mut placer = place::Placer::new(root, form);
     let mut entries = TarEntries::new(tar);
     while let Some(entry) = entries.next_entry()? {

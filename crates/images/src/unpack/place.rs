@@ -151,8 +151,7 @@ impl Placer {
     }
 
     fn directory(&mut self, entry: &TarEntry, dir: &Dir, name: &[u8]) -> Result<(), ImageError> {
-        let depth = dir.path.iter().filter(|b| **b == b'/').count() + 2;
-        if depth > walk::MAX_DEPTH {
+        if dir.depth >= walk::MAX_DEPTH {
             let reason = format!("deeper than {} directories", walk::MAX_DEPTH);
             return Err(entry.error(reason));
         }

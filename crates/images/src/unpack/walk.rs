@@ -24,6 +24,8 @@ pub struct Dir {
     pub fd: Rc<OwnedFd>,
     /// Where it really is, links resolved: names joined by `/`, empty for the root.
     pub path: Vec<u8>,
+    /// Directories above it.
+    pub depth: usize,
 }
 
 impl Dir {
@@ -62,6 +64,9 @@ pub enum Missing {
 pub const OPEN_DIR: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
+/// Takes away what is in the way of a directory, by its parent and name; whether it did.
+pub type Clear<'a> = dyn FnMut(&Dir, &[u8]) -> Result<bool, ImageError> + 'a;
+
 /// Opens a directory of the layer by its components. Links are resolved with the layer as root.
 /// `clear` is asked to take away what is in the way of a directory (a whiteout), by its parent and
 /// name; it says whether it did.
@@ -72,11 +77,11 @@ pub fn open_dir(
     root: &Rc<OwnedFd>,
     names: &[&[u8]],
     missing: Missing,
-    clear: &mut dyn FnMut(&Dir, &[u8]) -> Result<bool, ImageError>,
+    clear: &mut Clear<'_>,
 ) -> Result<Dir, ImageError> {
     let whole = names.join(&b'/');
     let mut pending: VecDeque<Vec<u8>> = names.iter().map(|name| name.to_vec()).collect();
-    let mut stack = vec![Dir { fd: Rc::clone(root), path: Vec::new() }];
+    let mut stack = vec![Dir { fd: Rc::clone(root), path: Vec::new(), depth: 0 }];
     let mut links = 0;
     while let Some(name) = pending.pop_front() {
         match name.as_slice() {
@@ -97,7 +102,7 @@ pub fn open_dir(
         match step(&here, &name, missing, &whole, clear)? {
             Step::Into(fd) => {
                 let path = here.join(&name);
-                stack.push(Dir { fd: Rc::new(fd), path });
+                stack.push(Dir { fd: Rc::new(fd), path, depth: here.depth + 1 });
             }
             Step::Link(target) => {
                 links += 1;
@@ -126,7 +131,7 @@ fn step(
     name: &[u8],
     missing: Missing,
     whole: &[u8],
-    clear: &mut dyn FnMut(&Dir, &[u8]) -> Result<bool, ImageError>,
+    clear: &mut Clear<'_>,
 ) -> Result<Step, ImageError> {
     match rustix::fs::openat(&*here.fd, name, OPEN_DIR, Mode::empty()) {
         Ok(fd) => return Ok(Step::Into(fd)),

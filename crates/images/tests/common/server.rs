@@ -17,6 +17,7 @@ use patchwright_images::Digest;
 use super::Built;
 
 /// Who may use a registry.
+#[derive(Clone, Copy)]
 pub enum Access<'a> {
     Everybody,
     /// One line of htpasswd.
@@ -134,7 +135,7 @@ fn try_start(access: &Access<'_>, dir: &Path) -> Option<(Child, u16)> {
         .spawn();
     let mut child =
         child.expect("these tests need docker-registry: apt-get install docker-registry");
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + Duration::from_mins(1);
     while Instant::now() < end {
         if TcpStream::connect(("127.0.0.1", port)).is_ok() {
             return Some((child, port));

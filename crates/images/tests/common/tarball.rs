@@ -1,7 +1,6 @@
 //! Builds tars by hand, also those that no tool would make.
 
-#![expect(clippy::allow_attributes, reason = "not every test uses all of it")]
-#![allow(dead_code)]
+#![allow(dead_code, clippy::allow_attributes, reason = "not every test uses all of it")]
 
 use std::io::Write;
 

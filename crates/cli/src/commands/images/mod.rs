@@ -2,6 +2,7 @@
 
 mod progress;
 
+use std::fmt::Write as _;
 use std::io::Read;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -187,15 +188,15 @@ fn tell(report: &GcReport, json: bool) -> Result<(), CliError> {
         return output::json(&Removed { schema_version: 1, report });
     }
     let mut text = format!(
-        "removed {} images, {} layers, {} interrupted downloads: {} freed",
+        "removed {} images, {} layers, {} interrupted downloads: {} freed; {} kept",
         report.removed_images.len(),
         report.removed_layers,
         report.removed_downloads,
         size(report.freed_bytes),
+        size(report.kept_bytes),
     );
-    text += &format!("; {} kept", size(report.kept_bytes));
     if report.in_use > 0 {
-        text += &format!(", {} images in use", report.in_use);
+        let _ = write!(text, ", {} images in use", report.in_use);
     }
     output::data(&(text + "\n"))
 }
