@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use run::{FilterSummary, Funnel, RuleCount, Sample, filter};
 pub use selection::{Selection, parse_date, read_ids};
 
+use crate::pool::Fingerprints;
 use crate::validate::report::TaskVerdict;
 
 /// `[filter]`: the thresholds of the rules, in their order. The defaults are the reference's.
@@ -121,6 +122,7 @@ pub struct Filter {
     recipe: FilterRecipe,
     selection: Selection,
     verdicts: Option<HashMap<String, TaskVerdict>>,
+    away_from: Option<Fingerprints>,
 }
 
 impl Filter {
@@ -140,13 +142,29 @@ impl Filter {
         }
         let by_id = |verdict: TaskVerdict| (verdict.instance_id.clone(), verdict);
         let verdicts = verdicts.map(|verdicts| verdicts.into_iter().map(by_id).collect());
-        Ok(Self { recipe, selection, verdicts })
+        Ok(Self { recipe, selection, verdicts, away_from: None })
+    }
+
+    /// Drops, before all other rules but the selection, what training would be refused for: rows
+    /// that share anything with the sets that these fingerprints are of.
+    #[must_use]
+    pub fn away_from(mut self, fingerprints: Fingerprints) -> Self {
+        self.away_from = Some(fingerprints);
+        self
     }
 
     /// What every rule that is in force says of a row, in their order. The first that drops it is
     /// the one that counts.
     pub fn judge(&self, instance: &TaskInstance) -> Vec<Finding> {
         let mut findings = self.selection.judge(instance);
+        if let Some(fingerprints) = &self.away_from {
+            let shared = fingerprints.shared_with(instance);
+            let text = match &shared {
+                None => "shares nothing with the sets to keep away from".to_owned(),
+                Some(shared) => format!("shares {} with a set to keep away from", shared.what()),
+            };
+            findings.push(Finding { rule: "away_from", drops: shared.is_some(), text });
+        }
         findings.extend(rules::judge(&self.recipe, self.verdicts.as_ref(), instance));
         findings
     }

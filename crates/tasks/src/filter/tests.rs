@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::{Filter, FilterRecipe, FilterSummary, Sample, Selection, filter};
 use crate::import::{Format, TaskReader};
+use crate::pool::Fingerprints;
 use crate::rows::{read_task_set, write_task_set};
 use crate::validate::report::{SCHEMA_VERSION, TaskVerdict, Verdict};
 
@@ -199,6 +200,17 @@ fn the_funnel_counts_in_order_alone_and_only() {
     ];
     assert_eq!(counts, expected);
     assert_eq!((summary.funnel.num_in, summary.funnel.num_kept), (5, 1));
+}
+
+#[test]
+fn what_training_would_be_refused_for_is_dropped() {
+    let at =
+        |id: &str, commit: &str| TaskInstance { base_commit: commit.to_owned(), ..row(id, 1, 1) };
+    let held_out = [at("v-1", "0123456789abcdef")];
+    let filter = reference(None).away_from(Fingerprints::of(&held_out));
+    assert_eq!(dropped_by(&filter, &at("a", "fedcba9876543210")), None);
+    let text = "shares the commit 0123456789abcdef of v-1 with a set to keep away from".to_owned();
+    assert_eq!(dropped_by(&filter, &at("a", "0123456789ABCDEF")), Some(("away_from", text)));
 }
 
 #[test]

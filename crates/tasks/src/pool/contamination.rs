@@ -62,6 +62,19 @@ pub enum Contamination {
     },
 }
 
+impl Contamination {
+    /// What is shared, such as `the gold patch of a-1`.
+    pub fn what(&self) -> String {
+        match self {
+            Self::Instance(id) => format!("the instance {id}"),
+            Self::Commit { commit, train, .. } => format!("the commit {commit} of {train}"),
+            Self::Repository { train, .. } => format!("the repository of {train}"),
+            Self::Patch { train, .. } => format!("the gold patch of {train}"),
+            Self::File { train, path, .. } => format!("the file {path} of {train}"),
+        }
+    }
+}
+
 /// Those that are named when there are many.
 const NUM_NAMED: usize = 3;
 
@@ -130,19 +143,22 @@ impl Fingerprints {
     /// The fingerprints of a pool.
     pub fn of<'a>(train: impl IntoIterator<Item = &'a TaskInstance>) -> Self {
         let mut all = Self::default();
-        for instance in train {
-            let id = &instance.instance_id;
-            all.ids.insert(id.clone());
-            let commit = (instance.base_commit.trim().to_lowercase(), id.clone());
-            all.commits.entry(repo_name(&instance.repo)).or_default().push(commit);
-            if let Some(hash) = patch_hash(&instance.patch) {
-                all.patches.entry(hash).or_insert_with(|| id.clone());
-            }
-            for (_, text) in sources(instance) {
-                all.files.entry(Sha256::digest(text).into()).or_insert_with(|| id.clone());
-            }
-        }
+        train.into_iter().for_each(|instance| all.add(instance));
         all
+    }
+
+    /// Adds an instance.
+    pub fn add(&mut self, instance: &TaskInstance) {
+        let id = &instance.instance_id;
+        self.ids.insert(id.clone());
+        let commit = (instance.base_commit.trim().to_lowercase(), id.clone());
+        self.commits.entry(repo_name(&instance.repo)).or_default().push(commit);
+        if let Some(hash) = patch_hash(&instance.patch) {
+            self.patches.entry(hash).or_insert_with(|| id.clone());
+        }
+        for (_, text) in sources(instance) {
+            self.files.entry(Sha256::digest(text).into()).or_insert_with(|| id.clone());
+        }
     }
 
     /// What the pool has of a held-out instance; the first kind of [`Contamination`] that fits.
