@@ -9,7 +9,6 @@ use std::io;
 
 /// One layer of defence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(feature = "attack-tests"), expect(dead_code, reason = "named by the suite alone"))]
 pub enum Layer {
     /// System calls that are not on the list are refused.
     Seccomp,
@@ -85,7 +84,10 @@ impl Defences {
         [self.off, self.fault.step, self.fault.hold_ms]
     }
 
-    /// Reads the numbers; anything but "all on" is refused outside the attack suite.
+    /// Reads the numbers.
+    ///
+    /// # Errors
+    /// For anything but "all on", outside the attack suite.
     pub fn decode(numbers: [u32; 3]) -> io::Result<Self> {
         let [off, step, hold_ms] = numbers;
         if !cfg!(feature = "attack-tests") && numbers != [0; 3] {

@@ -166,6 +166,7 @@ pub fn report_path() -> PathBuf {
 
 /// One line of the report.
 pub fn record(line: &str) {
+    static FRESH: OnceLock<()> = OnceLock::new();
     if is_child() {
         return;
     }
@@ -174,7 +175,6 @@ pub fn record(line: &str) {
         println!("\nATTACK {line}");
         return;
     }
-    static FRESH: OnceLock<()> = OnceLock::new();
     FRESH.get_or_init(|| drop(fs::remove_file(report_path())));
     let who = if is_root() { "root" } else { "user" };
     println!("attack {line} (as {who})");
