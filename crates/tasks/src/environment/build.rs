@@ -8,7 +8,7 @@ use super::{EnvironmentError, Watch, io, key, requirement_name};
 /// Raised whenever the same request would give another directory.
 const VERSION: &str = "1";
 
-/// What a built distribution says of itself.
+/// What a distribution says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Metadata {
     /// `Name`.
@@ -19,10 +19,8 @@ pub struct Metadata {
     pub requires: Vec<String>,
     /// `Summary`.
     pub summary: String,
-    /// Nothing in it is compiled.
-    pub is_pure: bool,
-    /// The directory with the metadata, such as `…/x-1.0.dist-info`.
-    pub dist_info: PathBuf,
+    /// The file it was read from: `PKG-INFO`, or `METADATA` of an installed distribution.
+    pub path: PathBuf,
 }
 
 /// What an environment is made of.
@@ -32,8 +30,9 @@ pub struct EnvironmentSpec {
     pub package: String,
     /// Requirements, as pip reads them.
     pub requirements: Vec<String>,
-    /// Its metadata is added, so that it can be asked for its version and entry points.
-    pub dist_info: Option<PathBuf>,
+    /// Its own metadata is added, so that it can be asked for its version, where its sources do not
+    /// have it in a form that Python finds.
+    pub metadata: Option<Metadata>,
 }
 
 /// Installed packages.
@@ -48,29 +47,26 @@ pub struct Environment {
 }
 
 impl Metadata {
-    /// Builds a source distribution, by pip, to read its metadata. `cache_dir` keeps it.
+    /// Reads the metadata of an unpacked source distribution: `PKG-INFO`, and setuptools'
+    /// `requires.txt` where the former is too old to name requirements. Nothing is built.
     ///
     /// # Errors
-    /// As [`Pip::run`]; [`EnvironmentError::Sdist`] when the build has no metadata.
-    pub fn build(
-        pip: &Pip,
-        sdist: &Path,
-        cache_dir: &Path,
-        watch: &dyn Watch,
-    ) -> Result<Self, EnvironmentError> {
-        let name = sdist.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let place = cache_dir.join(key(&[VERSION, &pip.python_version, &name]));
-        if !place.is_dir() {
-            std::fs::create_dir_all(cache_dir).map_err(|e| io("making", cache_dir, e))?;
-            let part = tempfile::tempdir_in(cache_dir)
-                .map_err(|e| io("making a directory in", cache_dir, e))?;
-            let target = part.path().to_string_lossy().into_owned();
-            let file = sdist.to_string_lossy().into_owned();
-            pip.run(&["install", "--no-deps", "--no-compile", "--target", &target, &file], watch)?;
-            keep(part, &place)?;
+    /// [`EnvironmentError::Sdist`] without a `PKG-INFO`.
+    pub fn of_source(dir: &Path) -> Result<Self, EnvironmentError> {
+        let file = dir.join("PKG-INFO");
+        let bytes = std::fs::read(&file).map_err(|_| {
+            let name = dir.file_name().unwrap_or_default().to_string_lossy();
+            EnvironmentError::Sdist(format!("{name}: it has no PKG-INFO"))
+        })?;
+        // Descriptions may be in any encoding.
+        let mut metadata = Self { path: file, ..parse(&String::from_utf8_lossy(&bytes)) };
+        if metadata.requires.is_empty()
+            && let Some(egg_info) = egg_info(dir)
+        {
+            let requires = std::fs::read_to_string(egg_info.join("requires.txt"));
+            metadata.requires = egg_requires(&requires.unwrap_or_default());
         }
-        let none = || EnvironmentError::Sdist(format!("{name}: its build has no metadata"));
-        Self::read_all(&place)?.into_iter().next().ok_or_else(none)
+        Ok(metadata)
     }
 
     /// The metadata of every distribution in a directory, by name.
@@ -86,13 +82,43 @@ impl Metadata {
             let file = dist_info.join("METADATA");
             // Descriptions may be in any encoding.
             let bytes = std::fs::read(&file).map_err(|e| io("reading", &file, e))?;
-            let wheel = std::fs::read_to_string(dist_info.join("WHEEL")).unwrap_or_default();
-            let is_pure = !wheel.to_lowercase().contains("root-is-purelib: false");
-            all.push(Self { is_pure, dist_info, ..parse(&String::from_utf8_lossy(&bytes)) });
+            all.push(Self { path: file, ..parse(&String::from_utf8_lossy(&bytes)) });
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(all)
     }
+}
+
+/// setuptools' own metadata, at the top or in `src`.
+fn egg_info(dir: &Path) -> Option<PathBuf> {
+    [dir.to_owned(), dir.join("src")].into_iter().find_map(|dir| {
+        let mut entries = std::fs::read_dir(dir).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+        entries.find(|path| path.extension().is_some_and(|e| e == "egg-info"))
+    })
+}
+
+/// `requires.txt` as `Requires-Dist` fields: requirements below headings `[extra:marker]`.
+fn egg_requires(text: &str) -> Vec<String> {
+    let mut requires = Vec::new();
+    let mut marker = String::new();
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if let Some(heading) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+            let (extra, condition) = heading.split_once(':').unwrap_or((heading, ""));
+            let mut parts = Vec::new();
+            if !condition.is_empty() {
+                parts.push(format!("({condition})"));
+            }
+            if !extra.is_empty() {
+                parts.push(format!("extra == \"{extra}\""));
+            }
+            marker = parts.join(" and ");
+        } else if marker.is_empty() {
+            requires.push(line.to_owned());
+        } else {
+            requires.push(format!("{line} ; {marker}"));
+        }
+    }
+    requires
 }
 
 fn parse(text: &str) -> Metadata {
@@ -131,8 +157,8 @@ impl Environment {
             .collect();
         requested.sort();
         requested.dedup();
-        let of = spec.dist_info.as_ref().and_then(|dir| dir.file_name());
-        let of = of.unwrap_or_default().to_string_lossy().into_owned();
+        let added = spec.metadata.as_ref().filter(|m| needs_dist_info(m));
+        let of = added.map(|m| format!("{} {}", m.name, m.version)).unwrap_or_default();
         let mut parts = vec![VERSION, &pip.python_version, std::env::consts::ARCH, &of];
         parts.extend(requested.iter().map(String::as_str));
         let place = cache_dir.join(key(&parts));
@@ -169,25 +195,27 @@ fn install(
     for metadata in Metadata::read_all(&site_packages)? {
         if same_package(&metadata.name, &spec.package) {
             // Another requirement brought it; with it would come the fix.
-            remove(&site_packages, &metadata.dist_info)?;
+            let dist_info = metadata.path.parent().unwrap_or(&site_packages);
+            remove(&site_packages, dist_info)?;
         } else {
             locked.push(format!("{}=={}", metadata.name, metadata.version));
         }
     }
     locked.sort_by_key(|line| line.to_lowercase());
-    if let Some(dist_info) = &spec.dist_info {
-        let name = dist_info.file_name().unwrap_or_default();
-        let copy = site_packages.join(name);
+    if let Some(metadata) = spec.metadata.as_ref().filter(|m| needs_dist_info(m)) {
+        let name = metadata.name.replace('-', "_");
+        let copy = site_packages.join(format!("{name}-{}.dist-info", metadata.version));
         std::fs::create_dir_all(&copy).map_err(|e| io("making", &copy, e))?;
-        for file in ["METADATA", "entry_points.txt", "top_level.txt", "WHEEL"] {
-            let from = dist_info.join(file);
-            if from.is_file() {
-                std::fs::copy(&from, copy.join(file)).map_err(|e| io("copying", &from, e))?;
-            }
-        }
+        std::fs::copy(&metadata.path, copy.join("METADATA"))
+            .map_err(|e| io("copying", &metadata.path, e))?;
     }
     let file = part.join("requirements.txt");
     std::fs::write(&file, locked.join("\n") + "\n").map_err(|e| io("writing", &file, e))
+}
+
+/// setuptools leaves metadata in its source distributions that Python finds; others do not.
+fn needs_dist_info(metadata: &Metadata) -> bool {
+    metadata.path.parent().is_some_and(|dir| egg_info(dir).is_none())
 }
 
 /// Removes an installed distribution by its list of files.
@@ -224,7 +252,22 @@ fn keep(part: tempfile::TempDir, place: &Path) -> Result<(), EnvironmentError> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{egg_requires, parse};
+
+    #[test]
+    fn requirements_of_setuptools_have_their_markers() {
+        let text = "six\n\n[test]\npytest>=3\n\n[:python_version < \"3.8\"]\ntyping\n\n\
+                    [test:os_name == \"nt\"]\nwin\n";
+        assert_eq!(
+            egg_requires(text),
+            [
+                "six",
+                "pytest>=3 ; extra == \"test\"",
+                "typing ; (python_version < \"3.8\")",
+                "win ; (os_name == \"nt\") and extra == \"test\"",
+            ]
+        );
+    }
 
     #[test]
     fn metadata_is_read_up_to_the_description() {

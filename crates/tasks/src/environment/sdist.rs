@@ -48,7 +48,7 @@ pub fn unpack_sdist(
     limits: SdistLimits,
 ) -> Result<Unpacked, EnvironmentError> {
     let name = archive.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    if !name.ends_with(".tar.gz") && !name.ends_with(".tgz") {
+    if name.strip_suffix(".tar.gz").or(name.strip_suffix(".tgz")).is_none() {
         return Err(EnvironmentError::Sdist(format!(
             "{name} is not a .tar.gz; source distributions of other formats are not read"
         )));

@@ -247,7 +247,7 @@ fn one(
     let built = if watch.is_stopped() {
         Err(Refusal::Passing("stopped".to_owned()))
     } else {
-        pair::Pair { pair, pip, provider, options, watch }.build(&mut report)
+        pair::PairWork { releases: pair, pip, provider, options, watch }.build(&mut report)
     };
     report.seconds = started.elapsed().as_secs_f64();
     let (task, lasting) = match built {

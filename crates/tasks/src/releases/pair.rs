@@ -16,8 +16,8 @@ use crate::validate::suite::{Suite, SuiteRun, WORKDIR, run_suite};
 /// The pytests that are tried one after the other, where the former breaks the suite.
 const PYTESTS: [&str; 3] = ["pytest", "pytest<8", "pytest<7"];
 
-pub(super) struct Pair<'a> {
-    pub pair: &'a ReleasePair,
+pub(super) struct PairWork<'a> {
+    pub releases: &'a ReleasePair,
     pub pip: &'a Pip,
     pub provider: &'a dyn SandboxProvider,
     pub options: &'a ReleaseOptions,
@@ -57,12 +57,7 @@ pub(crate) fn fetch(
         unpack_sdist(&sdist, &dir, SdistLimits::default())?;
     }
     let dir = std::path::absolute(&dir).map_err(|e| crate::environment::io("finding", &dir, e))?;
-    let metadata = Metadata::build(pip, &sdist, &cache_dir.join("builds"), watch)?;
-    if !metadata.is_pure {
-        return Err(EnvironmentError::Sdist(format!(
-            "{name} has compiled parts; only packages of pure Python are run from their sources"
-        )));
-    }
+    let metadata = Metadata::of_source(&dir)?;
     let tree = trees::read_tree(&dir)?;
     let newest = newest(&dir, &tree);
     Ok(Release { dir, tree, metadata, newest })
@@ -78,16 +73,16 @@ fn newest(dir: &std::path::Path, tree: &Tree) -> u64 {
         .unwrap_or(0)
 }
 
-impl Pair<'_> {
+impl PairWork<'_> {
     pub fn build(&self, report: &mut PairReport) -> Result<TaskInstance, Refusal> {
-        let ReleasePair { package, buggy, fixed, .. } = self.pair;
+        let ReleasePair { package, buggy, fixed, .. } = self.releases;
         let cache_dir = &self.options.cache_dir;
         let old = fetch(package, Some(buggy), self.pip, cache_dir, self.watch)?;
         let new = fetch(package, Some(fixed), self.pip, cache_dir, self.watch)?;
-        let places = if self.pair.tests.is_empty() {
+        let places = if self.releases.tests.is_empty() {
             TestPlaces::find(&new.tree)
         } else {
-            TestPlaces { targets: self.pair.tests.clone() }
+            TestPlaces { targets: self.releases.tests.clone() }
         };
         let holds = |target: &String| new.tree.keys().any(|path| path.starts_with(target.as_str()));
         let targets: Vec<String> = places.targets.iter().filter(|t| holds(t)).cloned().collect();
@@ -121,11 +116,11 @@ impl Pair<'_> {
     ) -> Result<Bench, Refusal> {
         let changes: Vec<_> = difference.gold.iter().chain(&difference.tests).cloned().collect();
         let setup = Setup {
-            package: &self.pair.package,
-            dist_info: &old.metadata.dist_info,
+            package: &self.releases.package,
+            metadata: &old.metadata,
             runtime: runtime(&[&old.metadata, &new.metadata]),
             declared: declared_test_requirements(&new.dir, &new.metadata.requires),
-            extra: &self.pair.requirements,
+            extra: &self.releases.requirements,
         };
         best_bench(&setup, self.pip, self.options, self.watch, &mut |environment, options| {
             let suite = Suite {
@@ -179,7 +174,7 @@ impl Pair<'_> {
         sides: &Sides,
         judged: Judged,
     ) -> Result<TaskInstance, String> {
-        let ReleasePair { package, buggy, fixed, .. } = self.pair;
+        let ReleasePair { package, buggy, fixed, .. } = self.releases;
         let patch = trees::checked_patch(&difference.gold, &old.tree)?;
         let test_patch = trees::checked_patch(&difference.tests, &old.tree)?;
         let entry = statement::changelog_entry(&new.tree, fixed);
@@ -197,7 +192,7 @@ impl Pair<'_> {
             ("source", format!("release {buggy} -> {fixed} of {package}").into()),
         ];
         Ok(TaskInstance {
-            instance_id: self.pair.instance_id(),
+            instance_id: self.releases.instance_id(),
             repo: old.dir.display().to_string(),
             patch,
             test_patch,
@@ -241,7 +236,7 @@ pub(crate) fn install_config(bench: &Bench, python_version: &str) -> InstallConf
 /// What environments are tried.
 pub(crate) struct Setup<'a> {
     pub package: &'a str,
-    pub dist_info: &'a std::path::Path,
+    pub metadata: &'a Metadata,
     pub runtime: Vec<String>,
     pub declared: Vec<String>,
     pub extra: &'a [String],
@@ -253,13 +248,16 @@ pub(crate) fn runtime(all: &[&Metadata]) -> Vec<String> {
     all.iter().flat_map(|metadata| metadata.requires.iter().filter(needed).cloned()).collect()
 }
 
+/// Runs the suite in an environment, with options for pytest.
+pub(crate) type RunIn<'a> = dyn FnMut(&Environment, &[String]) -> Result<SuiteRun, Refusal> + 'a;
+
 /// Tries environments until one runs the suite well; else the one under which most tests pass.
 pub(crate) fn best_bench(
     setup: &Setup<'_>,
     pip: &Pip,
     options: &ReleaseOptions,
     watch: &dyn Watch,
-    run: &mut dyn FnMut(&Environment, &[String]) -> Result<SuiteRun, Refusal>,
+    run: &mut RunIn<'_>,
 ) -> Result<Bench, Refusal> {
     let mut best: Option<Bench> = None;
     let fixed_pytest = setup.extra.iter().any(|r| requirement_name(r) == "pytest");
@@ -327,7 +325,7 @@ fn install(
         let spec = EnvironmentSpec {
             package: setup.package.to_owned(),
             requirements,
-            dist_info: Some(setup.dist_info.to_owned()),
+            metadata: Some(setup.metadata.clone()),
         };
         let place = options.cache_dir.join("environments");
         match Environment::build(pip, &spec, &place, watch) {

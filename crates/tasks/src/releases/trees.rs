@@ -29,7 +29,8 @@ pub(crate) fn read_tree(root: &Path) -> Result<Tree, EnvironmentError> {
                 continue;
             }
             let Some(name) = path.strip_prefix(root).ok().and_then(Path::to_str) else { continue };
-            if metadata.is_file() && metadata.len() <= MAX_FILE_BYTES && !name.ends_with(".pyc") {
+            let is_cache = path.extension().is_some_and(|e| e == "pyc");
+            if metadata.is_file() && metadata.len() <= MAX_FILE_BYTES && !is_cache {
                 let bytes = std::fs::read(&path).map_err(|e| io("reading", &path, e))?;
                 tree.insert(name.to_owned(), bytes);
             }
@@ -169,7 +170,7 @@ pub(crate) fn is_source(path: &str, packages: &BTreeSet<String>) -> bool {
     match parts.as_slice() {
         // A package that is one module.
         [file] | ["src", file] => {
-            file.ends_with(".py")
+            file.strip_suffix(".py").is_some()
                 && !matches!(*file, "setup.py" | "noxfile.py" | "tasks.py" | "fabfile.py")
         }
         ["src", name, ..] => packages.contains(&format!("src/{name}")),

@@ -52,7 +52,7 @@ impl Default for SuiteLimits {
             sandbox: SandboxLimits {
                 memory_bytes: 1 << 30,
                 cpu_seconds: 300,
-                output_bytes: 64 << 20,
+                output_bytes: 16 << 20,
                 disk_bytes: 256 << 20,
                 ..SandboxLimits::default()
             },

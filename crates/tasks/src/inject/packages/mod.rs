@@ -229,7 +229,7 @@ fn one(spec: &PackageSpec, quota: usize, maker: &site::Maker<'_>) -> Result<Fini
     report.seconds_run = started.elapsed().as_secs_f64();
     report.num_instances = tasks.len();
     if tasks.is_empty() {
-        report.reason = "no bug makes a test fail".to_owned();
+        "no bug makes a test fail".clone_into(&mut report.reason);
     }
     let finished = Finished { report, tasks };
     let write = || -> std::io::Result<()> {

@@ -69,7 +69,9 @@ impl Maker<'_> {
             .tree
             .iter()
             .filter(|(path, _)| {
-                path.ends_with(".py") && is_source(path, &roots) && !places.has(path)
+                std::path::Path::new(path).extension().is_some_and(|e| e == "py")
+                    && is_source(path, &roots)
+                    && !places.has(path)
             })
             .filter_map(|(path, bytes)| {
                 Some((path.clone(), String::from_utf8(bytes.clone()).ok()?))
@@ -115,7 +117,7 @@ impl Maker<'_> {
         let metadata = &release.metadata;
         let setup = Setup {
             package: &metadata.name,
-            dist_info: &metadata.dist_info,
+            metadata,
             runtime: runtime(&[metadata]),
             declared: declared_test_requirements(&release.dir, &metadata.requires),
             extra: &[],
@@ -138,7 +140,7 @@ impl Maker<'_> {
     }
 }
 
-impl<'a> Site<'a> {
+impl Site<'_> {
     fn warm(&self) -> Warm<'_> {
         Warm {
             provider: self.maker.provider,
@@ -168,8 +170,11 @@ impl<'a> Site<'a> {
             seconds: self.seconds(),
         };
         let outcomes = self.warm().bugs(&[none], &[], 0.0)?;
-        let passed = &outcomes[0].phases[0];
-        self.stable.retain(|id| passed.get(id) == Some(&true));
+        let Some(phase) = &outcomes[0].phases[0] else {
+            let end = &outcomes[0].end;
+            return Err(TaskError::Validation(format!("its tests do not run twice ({end})")));
+        };
+        self.stable.retain(|id| !phase.failed.contains(id));
         Ok(())
     }
 
@@ -302,7 +307,7 @@ impl<'a> Site<'a> {
         report.num_tried += bugs.len();
         let mut found = Vec::new();
         for (bug, outcome) in bugs.into_iter().zip(outcomes) {
-            match self.verdict(&outcome) {
+            match self.verdict(&bug, &outcome) {
                 Ok(_) if found.len() >= room => {
                     *report.rejected.entry("not needed".to_owned()).or_default() += 1;
                 }
@@ -321,24 +326,25 @@ impl<'a> Site<'a> {
     }
 
     /// The tests that fail with a bug, or why it is no task.
-    fn verdict(&self, outcome: &Outcome) -> Result<Vec<String>, &'static str> {
+    fn verdict(&self, bug: &Bug, outcome: &Outcome) -> Result<Vec<String>, &'static str> {
         match outcome.end.as_str() {
             "fails" => {}
-            "passes" if outcome.phases[1].is_empty() => return Err("no test fails"),
+            "passes" if outcome.phases[1].is_none() => return Err("no test fails"),
             "passes" => return Err("repeats differ"),
             "unsupported" => return Err("its code cannot be put into a living function"),
             _ => return Err("cut off by a limit"),
         }
-        let [reached, all] = &outcome.phases;
-        if reached.iter().any(|(id, passed)| all.get(id) != Some(passed)) {
-            return Err("repeats differ");
+        let [Some(reached), Some(all)] = &outcome.phases else { return Err("cut off by a limit") };
+        if all.num != self.stable.len() || reached.num != bug.tests.len() {
+            return Err("a test has no result");
         }
-        // A test without a result has failed.
-        let failing: Vec<String> =
-            self.stable.iter().filter(|id| all.get(*id) != Some(&true)).cloned().collect();
-        if failing.iter().any(|id| !reached.contains_key(id)) {
+        if all.failed.iter().any(|id| !bug.tests.contains(id)) {
             return Err("a test fails that does not reach it");
         }
+        if all.failed != reached.failed {
+            return Err("repeats differ");
+        }
+        let failing: Vec<String> = all.failed.iter().cloned().collect();
         if failing.len() * 2 > self.stable.len() {
             return Err("more than half of the tests fail");
         }

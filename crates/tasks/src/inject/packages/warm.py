@@ -8,10 +8,10 @@
 #  "seconds"}]}
 #
 # "map" runs every test once and says which lines of "sources" it runs: {"test", "passed",
-# "seconds", "lines": {index: [line]}}; what runs before the first test is {"import": {...}}.
+# "seconds", "lines": {index: [first, last, first, last ...]}}; what runs before the first test is {"import": {...}}.
 # "bugs" runs, for each bug, the named tests, and when some fail, all of "stable" anew: {"bug",
-# "phase": 1 | 2, "test", "passed"}, with "message", "statement", "places" for some that fail, and at
-# last {"bug", "end": "passes" | "fails" | reason}.
+# "phase": 1 | 2, "failed": [test], "num": tests run}, before it {"bug", "test", "message",
+# "statement", "places"} for some that fail, and at last {"bug", "end": "passes" | "fails" | reason}.
 import sys
 
 sys.path[:] = [path for path in sys.path if path]
@@ -70,7 +70,11 @@ class Lines:
     def take(self):
         found = {}
         for number, line in sorted(self.hits):
-            found.setdefault(number, []).append(line)
+            runs = found.setdefault(number, [])
+            if runs and runs[-1] == line - 1:
+                runs[-1] = line
+            else:
+                runs += [line, line]
         self.hits.clear()
         if hasattr(sys, "monitoring"):
             sys.monitoring.restart_events()
@@ -280,18 +284,18 @@ def main():
                 put_code(path, old[path], text, functions)
             wanted = set(tests)
             items = [item for item in session.items if item.nodeid in wanted]
-            num_shown = num_failed = 0
+            failed = []
             for index, item in enumerate(items):
                 after = items[index + 1] if index + 1 < len(items) else None
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
                 passed, _, failure = results.of(item.nodeid)
-                num_failed += not passed
-                more = {}
-                if failure is not None and phase == 1 and num_shown < job["limits"]["shown"]:
-                    num_shown += 1
-                    more = shown(failure, item.nodeid)
-                say(pipe, bug=bug["id"], phase=phase, test=item.nodeid, passed=passed, **more)
-            return num_failed > 0
+                if passed:
+                    continue
+                if failure is not None and phase == 1 and len(failed) < job["limits"]["shown"]:
+                    say(pipe, bug=bug["id"], test=item.nodeid, **shown(failure, item.nodeid))
+                failed.append(item.nodeid)
+            say(pipe, bug=bug["id"], phase=phase, failed=failed, num=len(items))
+            return bool(failed)
 
     if job["mode"] == "map":
         plugin = Mapper()

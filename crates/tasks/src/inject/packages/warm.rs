@@ -41,13 +41,21 @@ pub struct Failure {
     pub places: Vec<String>,
 }
 
+/// One run of some tests with a bug.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Phase {
+    pub failed: BTreeSet<String>,
+    /// Tests that were run.
+    pub num: usize,
+}
+
 /// What came of a bug.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Outcome {
     /// `passes`, `fails`, or what stopped it; empty when it was not run.
     pub end: String,
-    /// Results of the tests that reach it, and of all.
-    pub phases: [BTreeMap<String, bool>; 2],
+    /// Runs of the tests that reach it, and of all; `None` when it did not come to its end.
+    pub phases: [Option<Phase>; 2],
     pub failures: Vec<Failure>,
 }
 
@@ -94,8 +102,11 @@ struct Line {
     lines: BTreeMap<usize, Vec<usize>>,
     import: Option<BTreeMap<usize, Vec<usize>>>,
     bug: Option<usize>,
+    phase: Option<usize>,
     #[serde(default)]
-    phase: usize,
+    failed: BTreeSet<String>,
+    #[serde(default)]
+    num: usize,
     end: Option<String>,
     message: Option<String>,
     #[serde(default)]
@@ -129,7 +140,8 @@ impl Warm<'_> {
             let places = |lines: &BTreeMap<usize, Vec<usize>>| {
                 let each = |(index, lines): (&usize, &Vec<usize>)| {
                     let path = path(*index);
-                    lines.iter().map(|line| (path.clone(), *line)).collect::<Vec<_>>()
+                    let runs = lines.chunks_exact(2).flat_map(|run| run[0]..=run[1]);
+                    runs.map(|line| (path.clone(), line)).collect::<Vec<_>>()
                 };
                 lines.iter().flat_map(each).collect::<Vec<_>>()
             };
@@ -166,14 +178,12 @@ impl Warm<'_> {
             let outcome = &mut outcomes[at];
             if let Some(end) = line.end {
                 outcome.end = end;
-            } else if let Some(test) = line.test {
-                if let Some(message) = line.message {
-                    let (statement, places) = (line.statement, line.places);
-                    let test = test.clone();
-                    outcome.failures.push(Failure { test, message, statement, places });
-                }
-                let phase = line.phase.clamp(1, 2) - 1;
-                outcome.phases[phase].insert(test, line.passed);
+            } else if let Some(phase) = line.phase {
+                let place = &mut outcome.phases[phase.clamp(1, 2) - 1];
+                *place = Some(Phase { failed: line.failed, num: line.num });
+            } else if let (Some(test), Some(message)) = (line.test, line.message) {
+                let (statement, places) = (line.statement, line.places);
+                outcome.failures.push(Failure { test, message, statement, places });
             }
         }
         Ok(outcomes)
@@ -204,13 +214,12 @@ impl Warm<'_> {
             },
             bugs,
         };
-        let mut sandbox = match self.sandbox.take() {
-            Some(sandbox) => sandbox,
-            None => {
-                let packages = &self.environment.site_packages;
-                let spec = sandbox_spec(self.repo, packages, self.limits);
-                self.provider.create(&spec).map_err(|e| failure(&e))?
-            }
+        let mut sandbox = if let Some(sandbox) = self.sandbox.take() {
+            sandbox
+        } else {
+            let packages = &self.environment.site_packages;
+            let spec = sandbox_spec(self.repo, packages, self.limits);
+            self.provider.create(&spec).map_err(|e| failure(&e))?
         };
         let argv = ["python3", "-s", "-S", "-B", "-c", WARM];
         let mut request = ExecRequest::argv(&argv, WORKDIR, timeout);
