@@ -228,7 +228,7 @@ fn attack_30_the_agents_git_has_no_say_in_its_diff() {
         println!("not run: there is no git in the sandbox");
         return;
     }
-    let script = "git config core.fsmonitor 'touch /tmp/ran; :' && git config diff.external 'true' && \
+    let script = "git config core.fsmonitor 'echo >/tmp/ran' && git config diff.external 'true' && \
         echo '*.py diff=none filter=f -diff binary' > .gitattributes && \
         git config filter.f.clean 'echo result = 0' && echo 'sums.py' >> .git/info/exclude && \
         git update-index --assume-unchanged sums.py && sed -i 's/result = 1/result = 5/' sums.py && \
