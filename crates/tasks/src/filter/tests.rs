@@ -8,7 +8,7 @@ use super::{Filter, FilterRecipe, FilterSummary, Sample, Selection, filter};
 use crate::import::{Format, TaskReader};
 use crate::pool::Fingerprints;
 use crate::rows::{read_task_set, write_task_set};
-use crate::validate::report::{SCHEMA_VERSION, TaskVerdict, Verdict};
+use crate::validate::report::{SCHEMA_VERSION, TaskVerdict, Verdict, read_report};
 
 fn patch(files: usize, lines: usize) -> String {
     let share = lines / files;
@@ -211,6 +211,31 @@ fn what_training_would_be_refused_for_is_dropped() {
     assert_eq!(dropped_by(&filter, &at("a", "fedcba9876543210")), None);
     let text = "shares the commit 0123456789abcdef of v-1 with a set to keep away from".to_owned();
     assert_eq!(dropped_by(&filter, &at("a", "0123456789ABCDEF")), Some(("away_from", text)));
+}
+
+/// The made-up SWE-rebench of `scripts/` falls as its maker says.
+#[test]
+fn the_synthetic_set_falls_as_it_was_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/synthetic_rebench.py");
+    let made = std::process::Command::new("python3")
+        .arg(script)
+        .arg(dir.path())
+        .args(["--rows", "300"])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let expected: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(dir.path().join("expected.json")).unwrap()).unwrap();
+    let report = read_report(&dir.path().join("validation.jsonl")).unwrap();
+    let (summary, written) = run(&dir.path().join("rows.jsonl"), &reference(Some(report)), None);
+    assert_eq!(summary.funnel.num_in, 300);
+    assert_eq!(json!(summary.funnel.num_kept), expected["num_kept"]);
+    assert_eq!(json!(written.unwrap().len()), expected["num_kept"]);
+    for count in &summary.funnel.rules {
+        let made = expected["dropped"].get(count.rule).cloned().unwrap_or_else(|| json!(0));
+        assert_eq!(json!(count.num_dropped), made, "{}", count.rule);
+    }
 }
 
 #[test]

@@ -6,6 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parquet::basic::Compression;
+use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
@@ -35,8 +37,21 @@ impl Rows {
         let reader = guarded(|| SerializedFileReader::new(file))?
             .map_err(|error| format!("not a Parquet file that can be read: {error}"))?;
         let total = num_rows(&reader, num_bytes)?;
+        for column in reader.metadata().row_groups().iter().flat_map(RowGroupMetaData::columns) {
+            check_compression(column.compression())?;
+        }
         let rows = guarded(|| RowIter::from_file_into(Box::new(reader)).with_batch_size(BATCH))?;
         Ok(Self { iter: Some(rows), row: 0, total, num_bytes, bytes })
+    }
+}
+
+fn check_compression(compression: Compression) -> Result<(), String> {
+    match compression {
+        Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::ZSTD(_) => Ok(()),
+        other => Err(format!(
+            "it is compressed with {other}; write it again with Snappy or Zstandard, such as by \
+             pyarrow.parquet.write_table(table, path, compression=\"zstd\")"
+        )),
     }
 }
 
@@ -148,4 +163,18 @@ fn value(field: Field) -> Result<Value, String> {
         }
         decimal @ Field::Decimal(_) => Value::String(decimal.to_string()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use parquet::basic::{Compression, GzipLevel};
+
+    use super::check_compression;
+
+    #[test]
+    fn other_compressions_are_named() {
+        assert_eq!(check_compression(Compression::SNAPPY), Ok(()));
+        let error = check_compression(Compression::GZIP(GzipLevel::default())).unwrap_err();
+        assert!(error.starts_with("it is compressed with GZIP"), "{error}");
+    }
 }
