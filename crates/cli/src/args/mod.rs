@@ -6,6 +6,7 @@
 mod images;
 mod sandbox;
 mod tasks;
+mod tasks_real;
 
 use std::path::PathBuf;
 
@@ -21,6 +22,7 @@ pub use tasks::{
     ExportArgs, FilterArgs, GenerateArgs, ImportArgs, InputFormat, OutputFormat, ShowArgs,
     TaskKind, TasksCommand,
 };
+pub use tasks_real::{FromReleasesArgs, InjectArgs, RealArgs, ValidateArgs};
 
 /// Trains software-engineering agents with reinforcement learning.
 ///

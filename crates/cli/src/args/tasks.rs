@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::tasks_real::{FromReleasesArgs, InjectArgs, ValidateArgs};
+
 /// `patchwright tasks`.
 #[derive(Debug, Subcommand)]
 pub enum TasksCommand {
@@ -17,6 +19,12 @@ pub enum TasksCommand {
     Export(ExportArgs),
     /// Keep the tasks that are worth training on, or a fixed subset
     Filter(FilterArgs),
+    /// Make tasks of real bug-fix releases: the fixed one's tests over the buggy one's sources
+    FromReleases(FromReleasesArgs),
+    /// Make tasks by putting bugs into real packages
+    Inject(InjectArgs),
+    /// Run the hidden tests with and without the gold patch, many times
+    Validate(ValidateArgs),
 }
 
 /// Which embedded repositories tasks are made of.

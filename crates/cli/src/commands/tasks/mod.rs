@@ -4,7 +4,11 @@
 
 mod filter;
 mod import;
+pub mod inject;
 mod meter;
+mod real;
+pub mod releases;
+pub mod validate;
 
 use std::process::ExitCode;
 use std::sync::Arc;
