@@ -66,6 +66,60 @@ fn life(provider: &NativeSandboxes, spec: &SandboxSpec) -> Result<(), SandboxErr
     sandbox.destroy()
 }
 
+/// Forks of a sandbox with few files, with many, and a hundred deep. Each is used before and
+/// after: what a fork leaves for later is not left out.
+fn forks(provider: &NativeSandboxes, spec: &SandboxSpec, seconds: f64) -> Result<(), SandboxError> {
+    let mut roomy = spec.clone();
+    roomy.limits.disk_bytes = 256 << 20;
+    roomy.limits.memory_bytes = 1 << 30;
+    for num_files in [100, 20_000] {
+        let mut sandbox = provider.create(&roomy)?;
+        let script = format!(
+            "for d in $(seq 1 {}); do mkdir d$d; for f in 1 2 3 4 5 6 7 8 9 10; do \
+             for g in 1 2 3 4 5 6 7 8 9 10; do echo x > d$d/f$f$g; done; done; done",
+            num_files / 100
+        );
+        exec(&mut *sandbox, &["bash", "-c", &script])?;
+        let (mut fork, mut next) = (Vec::new(), Vec::new());
+        repeat(seconds, || {
+            exec(&mut *sandbox, &["true"])?;
+            let one = Instant::now();
+            let mut copy = sandbox.fork()?;
+            fork.push(one.elapsed());
+            let one = Instant::now();
+            exec(&mut *copy, &["true"])?;
+            next.push(one.elapsed());
+            copy.destroy()
+        })?;
+        report(&format!("fork of {num_files} files"), fork);
+        report("  first exec in the copy", next);
+        sandbox.destroy()?;
+    }
+    let (mut shallow, mut deep, mut back) = (Vec::new(), Vec::new(), Vec::new());
+    repeat(seconds, || {
+        let mut sandbox = provider.create(&roomy)?;
+        for depth in 1..=100 {
+            exec(&mut *sandbox, &["bash", "-c", &format!("echo {depth} > f{depth}")])?;
+            let one = Instant::now();
+            let copy = sandbox.fork()?;
+            if depth <= 10 { &mut shallow } else { &mut deep }.push(one.elapsed());
+            if depth == 100 {
+                let one = Instant::now();
+                exec(&mut *sandbox, &["true"])?;
+                back.push(one.elapsed());
+            }
+            std::mem::replace(&mut sandbox, copy).destroy()?;
+        }
+        sandbox.destroy()
+    })?;
+    let last = deep.iter().skip(89).step_by(90).copied().collect();
+    report("fork, at depths 1 to 10", shallow);
+    report("fork, at depths 11 to 100", deep);
+    report("fork, at depth 100", last);
+    report("  first exec in the original after it", back);
+    Ok(())
+}
+
 fn io(source: std::io::Error) -> SandboxError {
     SandboxError::Io { context: "prepare a directory".to_owned(), source }
 }
@@ -98,8 +152,8 @@ fn main() -> Result<(), SandboxError> {
     let python = ["python3", "-I", "-S", "-c", "pass"];
     report("exec python3 -I -S -c pass", repeat(seconds, || exec(&mut *sandbox, &python))?);
     report("diff", repeat(seconds, || sandbox.diff().map(drop))?);
-    report("fork + destroy", repeat(seconds, || sandbox.fork()?.destroy())?);
     sandbox.destroy()?;
+    forks(&provider, &spec, seconds)?;
 
     let directory = tempfile::tempdir().map_err(io)?;
     for n in 0..2000 {

@@ -7,8 +7,8 @@
 //! last.
 //!
 //! What is sealed counts in full against `disk_bytes` of every sandbox over it, and its memory
-//! against the sandbox that wrote it, for as long as anybody holds it: the slot of a sandbox that
-//! was forked serves no other. A file of before a fork takes its room again when it is first
+//! against the sandbox that wrote it, until that one ends: then nobody's limit bears it any more,
+//! and the slot counts anew for the next. A file of before a fork takes its room again when it is first
 //! changed. Before that eats half of what is free, or there are too many layers, a fork copies
 //! what is in view into one layer first.
 
@@ -69,6 +69,7 @@ pub fn launch(
     let failed = |error: io::Error| host_error("make a sandbox", error);
     let _ = stream.set_read_timeout(Some(GRACE));
     let mut to = BufWriter::with_capacity(128 << 10, stream);
+    let plan = Plan { renew: slot.owes, ..plan.clone() };
     let sent = send(&mut to, Kind::Create, &plan.encode())
         .and_then(|()| match stack {
             Some(stack) => to.flush().and_then(|()| send_descriptor(stream, stack)),
@@ -128,17 +129,34 @@ impl NativeSandbox {
         stack: Option<&OwnedFd>,
         fill: impl FnOnce(&mut BufWriter<&UnixStream>) -> Result<(), SandboxError>,
     ) -> (Launch, Option<OwnedFd>) {
-        let slot = match take_slot(&self.inner) {
+        let mut slot = match take_slot(&self.inner) {
             Ok(slot) => slot,
             Err(error) => return (Launch::Refused(error), None),
         };
         let (launch, again) = launch(&slot, &self.plan, stack, fill);
         match launch {
-            Launch::Ready => self.slot = Some(slot),
+            Launch::Ready => {
+                slot.owes = false;
+                self.slot = Some(slot);
+            }
             Launch::Broken(_) => self.inner.abandon(slot),
             Launch::NoOverlay(_) | Launch::Refused(_) => self.inner.give_back(slot),
         }
         (launch, again)
+    }
+
+    /// As [`NativeSandbox::start`], once more in another slot if the first one was found dead.
+    pub(crate) fn start_surely(
+        &mut self,
+        stack: Option<&OwnedFd>,
+        fill: impl Fn(&mut BufWriter<&UnixStream>) -> Result<(), SandboxError>,
+    ) -> (Launch, Option<OwnedFd>) {
+        match self.start(stack, &fill) {
+            (Launch::Broken(SandboxError::Io { .. } | SandboxError::Died(_)), None) => {
+                self.start(stack, &fill)
+            }
+            other => other,
+        }
     }
 
     /// Goes on after a fork, if there was one.
@@ -173,7 +191,7 @@ impl NativeSandbox {
         }
         let mut branch = self.sibling();
         branch.plan.lend = true;
-        let (launch, again) = branch.start(self.stack.as_ref(), |_| Ok(()));
+        let (launch, again) = branch.start_surely(self.stack.as_ref(), |_| Ok(()));
         branch.plan.lend = false;
         self.stack = again.or(self.stack.take());
         launch.into_result().map(|()| branch)
@@ -255,7 +273,7 @@ impl NativeSandbox {
 
     /// Kills everything and awaits the end; once is enough.
     pub(crate) fn end(&mut self) {
-        let Some(slot) = self.slot.take() else { return };
+        let Some(mut slot) = self.slot.take() else { return };
         let is_idle = match self.stack.take() {
             Some(_) => true,
             None => slot
@@ -266,11 +284,11 @@ impl NativeSandbox {
                 .is_ok_and(|answer| matches!(answer, Some((Kind::Gone, _)))),
         };
         // Layers that a fork still reads are on the account of this slot's cgroup.
-        let owes = self.is_forked && self.inner.machine().rung != LimitsRung::Watchdog;
-        if is_idle && !owes {
+        slot.owes |= self.is_forked && self.inner.machine().rung != LimitsRung::Watchdog;
+        if is_idle {
             self.inner.give_back(slot);
         } else {
-            // Or it died by itself; its slot has ended with it, and this makes sure.
+            // It died by itself; its slot has ended with it, and this makes sure.
             self.inner.abandon(slot);
         }
     }

@@ -96,6 +96,7 @@ impl NativeSandbox {
             limits: spec.limits.clone(),
             sealed: Sealed::default(),
             lend: false,
+            renew: false,
         };
         Ok(Self {
             inner: Arc::clone(inner),
@@ -113,10 +114,11 @@ impl NativeSandbox {
         let repo = self.repo.clone();
         let whole = self.plan.source == Source::Tree;
         let disk_bytes = self.plan.limits.disk_bytes;
-        let (launch, _) = self.start(None, |to| match &repo {
+        let maps_owners = self.inner.machine().privileged;
+        let (launch, _) = self.start_surely(None, |to| match &repo {
             RepoSource::Files(files) => send_files(files, to),
             RepoSource::Directory(path) if whole => send_directory(path, disk_bytes, to),
-            RepoSource::Directory(path) => send_upper(path, to),
+            RepoSource::Directory(path) => send_upper(path, maps_owners, disk_bytes, to),
             RepoSource::InRoot => Ok(()),
         });
         launch

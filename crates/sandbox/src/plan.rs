@@ -165,6 +165,8 @@ pub struct Plan {
     pub sealed: Sealed,
     /// Whether the handle to the sealed layers is wanted back: it serves once.
     pub lend: bool,
+    /// Whether its slot must count its memory anew: files of the last sandbox there live on.
+    pub renew: bool,
 }
 
 impl Plan {
@@ -189,7 +191,7 @@ impl Plan {
         body.u64(limits.memory_bytes).u64(limits.num_processes).u64(limits.cpu_seconds);
         body.u64(limits.output_bytes as u64).u64(limits.disk_bytes);
         body.u32(self.sealed.layers).u64(self.sealed.bytes).u64(self.sealed.inodes);
-        body.u8(u8::from(self.lend));
+        body.u8(u8::from(self.lend)).u8(u8::from(self.renew));
         body.0
     }
 
@@ -215,8 +217,8 @@ impl Plan {
             disk_bytes: body.u64()?,
         };
         let sealed = Sealed { layers: body.u32()?, bytes: body.u64()?, inodes: body.u64()? };
-        let lend = body.u8()? != 0;
-        Ok(Self { layers, workdir, source, read_only, limits, sealed, lend })
+        let (lend, renew) = (body.u8()? != 0, body.u8()? != 0);
+        Ok(Self { layers, workdir, source, read_only, limits, sealed, lend, renew })
     }
 
     /// User and group id that commands see as their own. An image's programs expect to be root;
@@ -259,6 +261,7 @@ mod tests {
             limits: patchwright_core::SandboxLimits::default(),
             sealed: Sealed { layers: 3, bytes: 1 << 40, inodes: 9 },
             lend: true,
+            renew: true,
         };
         assert_eq!(Plan::decode(&plan.encode()).unwrap(), plan);
         assert!(Plan::decode(&plan.encode()[..20]).is_err());

@@ -93,6 +93,8 @@ pub(crate) struct Slot {
     /// The socket to the slot, and to the sandbox while there is one.
     pub stream: UnixStream,
     pid: u32,
+    /// Whether its cgroup still bears what others read: the next sandbox needs another.
+    pub owes: bool,
     /// The record of the sandbox that is in it, if one is.
     entry: Option<Entry>,
 }
@@ -253,7 +255,7 @@ impl Inner {
         let (ours, theirs) = UnixStream::pair().map_err(|e| host_error("make a socket", e))?;
         let answer = self.control(&[NEW_SLOT], Some(&theirs.into()))?;
         let pid = answer.try_into().map(u32::from_le_bytes).map_err(|_| died("control answer"))?;
-        let slot = Slot { stream: ours, pid, entry: None };
+        let slot = Slot { stream: ours, pid, owes: false, entry: None };
         failpoint("host: slot made");
         let ready = slot
             .stream

@@ -143,10 +143,27 @@ impl Slot<'_> {
         }
     }
 
+    /// Moves to a new cgroup of the same name. The old one's charges end with what bears them.
+    fn renew(&mut self) -> Result<(), Refusal> {
+        let Some(home) = &self.spawner.cgroup else { return Ok(()) };
+        let name = slot_name(rustix::process::getpid());
+        let aside = format!("{name}-aside");
+        let rung = self.spawner.rung;
+        self.cgroup = Some(cgroup::enter_slot(home, rung, &aside)?);
+        cgroup::remove_child(home, &name);
+        self.cgroup = Some(cgroup::enter_slot(home, rung, &name)?);
+        cgroup::remove_child(home, &aside);
+        self.memory_bytes = 0;
+        Ok(())
+    }
+
     fn ground<'p>(&mut self, plan: &'p Plan, stack: Option<OwnedFd>) -> Result<Ground<'p>, Refusal>
     where
         Self: 'p,
     {
+        if plan.renew {
+            self.renew()?;
+        }
         if let Some(cgroup) = &self.cgroup
             && self.memory_bytes != plan.limits.memory_bytes
             && defence::has(Layer::Memory)

@@ -1,6 +1,6 @@
 //! Sends what is in a directory.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
 use std::os::fd::OwnedFd;
 
@@ -20,18 +20,25 @@ pub struct Walk<'a, W> {
     budget: u64,
     /// Whether nothing lies below, so that there is nothing to hide.
     alone: bool,
+    /// The only paths to send, where not all are wanted.
+    only: Option<&'a BTreeSet<Vec<u8>>>,
     links: HashMap<(u64, u64), Vec<u8>>,
 }
 
 impl<'a, W: Write> Walk<'a, W> {
     /// A walk that sends at most `budget` bytes of file data.
     pub fn new(to: &'a mut W, skip: Skip, budget: u64) -> Self {
-        Self { to, skip, budget, alone: false, links: HashMap::new() }
+        Self { to, skip, budget, alone: false, only: None, links: HashMap::new() }
     }
 
     /// Of the next directories, sends what is in view, or also what hides what lies below them.
     pub fn set_alone(&mut self, alone: bool) {
         self.alone = alone;
+    }
+
+    /// Sends nothing but these paths; with each must be those of its parents.
+    pub fn set_only(&mut self, paths: &'a BTreeSet<Vec<u8>>) {
+        self.only = Some(paths);
     }
 
     /// Sends a plain directory itself, as `path`, and everything below it.
@@ -79,6 +86,9 @@ impl<'a, W: Write> Walk<'a, W> {
                 path.push(b'/');
             }
             path.extend_from_slice(&name);
+            if self.only.is_some_and(|only| !only.contains(&path)) {
+                continue;
+            }
             match dir.look(&name, &layers).step(&lossy(&path))? {
                 Found::Dir(child) => {
                     if let Some(top) = child.top() {

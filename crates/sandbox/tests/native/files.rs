@@ -10,7 +10,7 @@ use patchwright_sandbox::{FeatureStatus, NativeSandboxes};
 
 use crate::isolation::open_to_all;
 use crate::support::{
-    directory, files, provider, python, shell, simple, spec, stdout, with_limits,
+    directory, files, is_root, provider, python, shell, simple, spec, stdout, with_limits,
 };
 
 #[test]
@@ -300,4 +300,47 @@ fn the_overlay_s_insides_cannot_be_forged() {
     let mut copy = sandbox.fork().unwrap();
     assert_eq!(stdout(&mut *copy, "cat untouched/u.py"), "u\n");
     assert_eq!(shell(&mut *copy, "true").status, ExecStatus::Exited(0));
+}
+
+#[test]
+fn what_belongs_to_somebody_else_can_be_changed_too() {
+    if !is_root() {
+        eprintln!("not tested as an ordinary user: it cannot give files away");
+        return;
+    }
+    let repository = host_repository();
+    let own = |path: &str, id| {
+        std::os::unix::fs::chown(repository.path().join(path), Some(id), Some(id + 1)).unwrap();
+    };
+    fs::create_dir_all(repository.path().join("theirs/deep")).unwrap();
+    fs::write(repository.path().join("theirs/deep/f.py"), "f\n").unwrap();
+    fs::write(repository.path().join("theirs/g.py"), "g\n").unwrap();
+    for (path, id) in
+        [("same.py", 1234), ("pkg/a.py", 7), ("theirs", 4321), ("theirs/deep/f.py", 65_533)]
+    {
+        own(path, id);
+    }
+    let before = state(repository.path());
+    let mut sandbox = directory(repository.path());
+    assert!(sandbox.diff().unwrap().is_empty());
+    assert_eq!(stdout(&mut *sandbox, "find . ! -uid 1000 -o ! -gid 1000"), "");
+    stdout(
+        &mut *sandbox,
+        "echo 2 >> same.py; chmod +x pkg/a.py; echo n > theirs/new; rm theirs/deep/f.py; \
+         echo 3 > theirs/g.py; rm -r pkg/b.py",
+    );
+    let changes = [
+        "pkg/a.py a a x",
+        "pkg/b.py b -",
+        "same.py same same\n2",
+        "theirs/deep/f.py f -",
+        "theirs/g.py g 3",
+        "theirs/new - n",
+    ];
+    assert_eq!(brief(&sandbox.diff().unwrap()), changes);
+    stdout(&mut *sandbox, "rm -r theirs same.py");
+    let mut copy = sandbox.fork().unwrap();
+    assert_eq!(stdout(&mut *copy, "ls -d theirs same.py 2>/dev/null; true"), "");
+    drop((sandbox, copy));
+    assert_eq!(state(repository.path()), before);
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use patchwright_core::{ExecStatus, RepoSource, Sandbox, SandboxProvider, SandboxSpec};
-use patchwright_sandbox::{FeatureStatus, NativeSandboxes};
+use patchwright_sandbox::{FeatureStatus, NativeOptions, NativeSandboxes};
 
 use crate::files::{brief, host_repository};
 use crate::layers::{image, programs};
@@ -181,6 +181,25 @@ fn what_is_sealed_counts_against_every_branch() {
         copy = copy.fork().unwrap();
     }
     assert_eq!(stdout(&mut *copy, "stat -c %s /tmp/more /tmp/big"), "3145728\n20971520\n");
+}
+
+#[test]
+fn what_a_dead_original_wrote_is_on_nobody_s_account() {
+    let provider = NativeSandboxes::new(NativeOptions::default()).unwrap();
+    let mut spec = spec(files(&[("a.txt", "one\n")]));
+    spec.limits.disk_bytes = 64 << 20;
+    spec.limits.memory_bytes = 100 << 20;
+    let mut held: Vec<Box<dyn Sandbox>> = Vec::new();
+    for _ in 0..4 {
+        // Every one has all of its own limit, though its slot has served others whose files live.
+        let mut sandbox = provider.create(&spec).unwrap();
+        stdout(&mut *sandbox, "head -c 60M /dev/zero > /tmp/big");
+        held.push(sandbox.fork().unwrap());
+        sandbox.destroy().unwrap();
+    }
+    for copy in &mut held {
+        assert_eq!(stdout(&mut **copy, "stat -c %s /tmp/big"), "62914560\n");
+    }
 }
 
 /// Kilobytes of memory that files hold, on the whole machine.

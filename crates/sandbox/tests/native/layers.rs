@@ -48,8 +48,8 @@ pub fn programs(layer: &Path) {
         copy(path, &layer.join("bin").join(name));
         let listed = Command::new("ldd").arg(path).output().unwrap();
         for word in String::from_utf8_lossy(&listed.stdout).split_whitespace() {
-            if word.starts_with('/') {
-                copy(Path::new(word), &layer.join(&word[1..]));
+            if let Some(library) = word.strip_prefix('/') {
+                copy(Path::new(word), &layer.join(library));
             }
         }
     }

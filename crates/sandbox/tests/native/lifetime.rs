@@ -234,6 +234,17 @@ fn a_sandbox_whose_pid_1_was_killed_is_an_error_and_others_go_on() {
     sandbox.destroy().unwrap();
     let mut next = provider.create(&spec).unwrap();
     assert_eq!(stdout(&mut *next, "cat a"), "b");
+
+    // An idle slot that is killed costs no sandbox.
+    next.destroy().unwrap();
+    let idle = descendants(std::process::id());
+    let idle: Vec<_> = idle.iter().filter(|pid| !before.contains(pid)).collect();
+    assert!(!idle.is_empty());
+    for pid in idle {
+        Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+    }
+    let mut next = provider.create(&spec).unwrap();
+    assert_eq!(stdout(&mut *next, "cat a"), "b");
 }
 
 #[test]
