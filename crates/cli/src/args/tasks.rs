@@ -154,6 +154,7 @@ pub struct ExportArgs {
     the same subset.\n\nExamples:\n  \
     patchwright tasks filter rebench.jsonl --out pool.jsonl --validation report.jsonl\n  \
     patchwright tasks filter rebench.jsonl --out small.jsonl --set filter.max_modified_files=2\n  \
+    patchwright tasks filter rebench.jsonl --away-from verified.jsonl --out pool.jsonl\n  \
     patchwright tasks filter rebench.jsonl --explain org__repo-1\n  \
     patchwright tasks filter verified.jsonl --no-rules --sample 50 --out verified-50.jsonl \\\n      \
       --write-ids verified-50.txt\n  \
@@ -179,6 +180,10 @@ pub struct FilterArgs {
     /// Report of `tasks validate`, for the rules on flaky and wrong tasks
     #[arg(long, value_name = "FILE")]
     pub validation: Option<PathBuf>,
+    /// Drops what shares an instance, a commit or a gold patch with this set, as training is
+    /// refused for; can be repeated
+    #[arg(long = "away-from", value_name = "SET")]
+    pub away_from: Vec<PathBuf>,
     /// Only these instances: ids one a line, a JSON list, or rows
     #[arg(long, value_name = "FILE")]
     pub ids: Option<PathBuf>,

@@ -102,6 +102,9 @@ fn rules_are_counted_and_explained() {
     let (_, said) = filter(2, &["--month", "May"]);
     assert!(said.contains("--month: \"May\" is no month such as 2025-05"), "{said}");
 
+    std::fs::write(dir.path().join("held.jsonl"), row("good", "")).unwrap();
+    filter(0, &["--away-from", "held.jsonl", "--out", "apart.jsonl"]);
+    assert_eq!(ids(&dir.path().join("apart.jsonl")), ["late"]);
     filter(0, &["--no-rules", "--month", "2025-06", "--out", "june.jsonl"]);
     assert_eq!(ids(&dir.path().join("june.jsonl")), ["late"]);
     let sample = ["--no-rules", "--sample", "2", "--out", "two.jsonl", "--write-ids", "two.txt"];

@@ -6,7 +6,8 @@ use patchwright_tasks::filter::{
     Filter, FilterRecipe, FilterSummary, Finding, Funnel, Sample, Selection,
     filter as filter_tasks, parse_date, read_ids,
 };
-use patchwright_tasks::import::{Format, TaskReader};
+use patchwright_tasks::import::{BadKind, Format, TaskReader};
+use patchwright_tasks::pool::Fingerprints;
 use patchwright_tasks::validate::report::read_report;
 use patchwright_train::recipe::Recipe;
 use serde::Serialize;
@@ -99,8 +100,21 @@ fn rules(args: &FilterArgs) -> Result<Filter, CliError> {
         months: args.months.clone(),
     };
     let verdicts = args.validation.as_deref().map(read_report).transpose();
-    Filter::new(recipe, selection, verdicts.map_err(CliError::usage)?)
-        .map_err(|error| CliError::usage(format!("filter.{error}")))
+    let filter = Filter::new(recipe, selection, verdicts.map_err(CliError::usage)?)
+        .map_err(|error| CliError::usage(format!("filter.{error}")))?;
+    if args.away_from.is_empty() {
+        return Ok(filter);
+    }
+    let mut fingerprints = Fingerprints::default();
+    for item in TaskReader::open(&args.away_from, Format::Auto).map_err(CliError::usage)? {
+        match item {
+            Ok(instance) => fingerprints.add(&instance),
+            Err(bad) if bad.kind == BadKind::Duplicate => {}
+            // A row that cannot be read could be one that is kept.
+            Err(bad) => return Err(CliError::usage(format!("--away-from: {bad}"))),
+        }
+    }
+    Ok(filter.away_from(fingerprints))
 }
 
 #[derive(Serialize)]
