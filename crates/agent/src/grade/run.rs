@@ -68,13 +68,12 @@ impl Grader {
             source,
         })?;
         let num_tests = prepared.runner.ids().len();
-        let mut sandbox = match prepared.pristine.take_sandbox() {
-            // Nothing has run in it yet.
-            Some(sandbox) => sandbox,
-            None => {
-                let spec = self.spec(&prepared.root, task, prepared.repo, num_tests);
-                self.provider.create(&spec).map_err(|source| sandbox_error(task, source))?
-            }
+        // In one that was only read, nothing has run yet.
+        let mut sandbox = if let Some(sandbox) = prepared.pristine.take_sandbox() {
+            sandbox
+        } else {
+            let spec = self.spec(&prepared.root, task, prepared.repo, num_tests);
+            self.provider.create(&spec).map_err(|source| sandbox_error(task, source))?
         };
         let ran = self.compiled(prepared, sandbox.as_mut()).and_then(|compiled| {
             let call = Call {
