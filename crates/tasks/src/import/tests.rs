@@ -370,6 +370,33 @@ proptest! {
         }
     }
 
+    /// Compressed files that are broken anywhere end in an error, or in rows; no panic.
+    #[test]
+    fn no_compressed_file_stops_us(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        cut: prop::sample::Index,
+        gzip: bool,
+    ) {
+        let lines: String = (0..30).map(|index| row(&index.to_string()) + "\n").collect();
+        let mut bytes = if gzip {
+            let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            gz.write_all(lines.as_bytes()).unwrap();
+            gz.finish().unwrap()
+        } else {
+            zstd::encode_all(lines.as_bytes(), 1).unwrap()
+        };
+        for (index, byte) in changes {
+            let len = bytes.len();
+            bytes[index.index(len)] = byte;
+        }
+        let end = bytes.len() / 2 + cut.index(bytes.len());
+        bytes.truncate(end);
+        let dir = tempfile::tempdir().unwrap();
+        let path = write(dir.path(), "rows.jsonl", &bytes);
+        let num = TaskReader::open(&[path], Format::Auto).unwrap().take(100_000).count();
+        prop_assert!(num < 100_000);
+    }
+
     /// What is written as an array, with any strings in it, is cut where the elements end.
     #[test]
     fn arrays_are_cut_between_their_elements(texts in prop::collection::vec(".{0,12}", 1..8)) {
