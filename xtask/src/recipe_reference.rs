@@ -9,7 +9,8 @@ use std::path::Path;
 use syn::{Attribute, Expr, Fields, Item, Lit, Meta, Type};
 
 /// Where the structs and enums of recipes are.
-const SOURCES: [&str; 3] = ["crates/train/src/recipe", "crates/algo/src", "crates/tasks/src"];
+const SOURCES: [&str; 4] =
+    ["crates/train/src/recipe", "crates/algo/src", "crates/tasks/src", "crates/tasks/src/filter"];
 
 /// A struct or an enum of the sources.
 enum Noun {
