@@ -15,7 +15,8 @@ use crate::host::{busy_host, kill_busy_host, left_after};
 use crate::lifetime::{COUNT_FORKS, DAEMON};
 use crate::resources::{HOG, MANY_FILES, small};
 use crate::support::{
-    alone, attempt, bites, is_child, limited, python, shell, shell_for, spec, stdout, text, without,
+    LONG, alone, attempt, bites, descendants, is_child, limited, python, shell, shell_for, spec,
+    stdout, text, without,
 };
 
 /// Runs an attack with all layers but those in `beside`, where it must fail, and with `layer` off
@@ -49,15 +50,14 @@ fn seccomp() {
 fn pid_namespace() {
     only_without(Layer::PidNamespace, &[], "kill -9 -1 reaches another sandbox", |provider| {
         let (mut one, mut other) = (plain(provider), plain(provider));
-        let request = ExecRequest::shell(
-            "touch up; sleep 3; echo lived",
-            "/testbed",
-            Duration::from_secs(20),
-        );
+        let slow = "sleep 3.141; echo lived";
+        let request = ExecRequest::shell(slow, "/testbed", LONG);
         std::thread::scope(|scope| {
             let bystander = scope.spawn(|| other.exec(&request));
-            std::thread::sleep(Duration::from_secs(1));
-            let kill = ExecRequest::shell("kill -9 -1", "/testbed", Duration::from_secs(20));
+            while !bystander.is_finished() && !runs(b"sleep\x003.141\0") {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let kill = ExecRequest::shell("kill -9 -1", "/testbed", LONG);
             // With the layer off it may take its own sandbox along.
             let _ = one.exec(&kill);
             match bystander.join().unwrap() {
@@ -66,6 +66,12 @@ fn pid_namespace() {
             }
         })
     });
+}
+
+/// Whether one of our sandboxes runs this command line.
+fn runs(line: &[u8]) -> bool {
+    let all = descendants(std::process::id());
+    all.iter().any(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|l| l == line))
 }
 
 #[test]
@@ -138,9 +144,9 @@ fn output() {
 
 #[test]
 fn cpu_time() {
-    only_without(Layer::CpuTime, &[], "2.5 s of CPU time where 1 may be", |provider| {
+    only_without(Layer::CpuTime, &[], "1.7 s of CPU time where 1 may be", |provider| {
         let mut sandbox = limited(provider, |limits| limits.cpu_seconds = 1);
-        let spin = "import time\nwhile time.process_time() < 2.5: pass\nprint('spun')";
+        let spin = "import time\nwhile time.process_time() < 1.7: pass\nprint('spun')";
         text(&attempt(&mut *sandbox, spin).stdout) == "spun\n"
     });
 }

@@ -36,7 +36,7 @@ fn attack_01_fork_bomb() {
 pub const DAEMON: &str = "import os, signal, time\n\
     if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        \
     [signal.signal(s, signal.SIG_IGN) for s in range(1, 30) if s not in (9, 19)]\n        \
-    open('/tmp/started', 'w').close()\n        time.sleep(8)\n        \
+    open('/tmp/started', 'w').close()\n        time.sleep(60)\n        \
     open('/tmp/survived', 'w').close()\n    os._exit(0)\n\
     while not os.path.exists('/tmp/started'): time.sleep(0.01)\n";
 

@@ -15,7 +15,7 @@ use patchwright_core::{
 use patchwright_sandbox::{Defences, Layer, LimitsRung, NativeOptions, NativeSandboxes};
 
 pub const WORKDIR: &str = "/testbed";
-pub const LONG: Duration = Duration::from_secs(40);
+pub const LONG: Duration = Duration::from_mins(2);
 
 /// Marks a test binary that runs one test in a process of its own.
 const CHILD: &str = "PATCHWRIGHT_ATTACK_CHILD";
