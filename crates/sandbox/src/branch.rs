@@ -8,9 +8,13 @@
 //!
 //! What is sealed counts in full against `disk_bytes` of every sandbox over it, and its memory
 //! against the sandbox that wrote it, until that one ends: then nobody's limit bears it any more,
-//! and the slot counts anew for the next. A file of before a fork takes its room again when it is first
-//! changed. Before that eats half of what is free, or there are too many layers, a fork copies
-//! what is in view into one layer first.
+//! and the slot counts anew for the next. Without cgroups it counts against every sandbox over it.
+//!
+//! A file of before a fork takes its room again when it is first changed. Before that eats half of
+//! what is free, or there are too many layers, a fork copies what is in view into one layer first.
+//!
+//! Names of one file (hard links) stay one file over a fork where sandboxes are made as root; the
+//! kernel does not do it for users, and there they part when one of them is next written.
 
 use std::io::{self, BufReader, BufWriter, Write};
 use std::os::fd::OwnedFd;

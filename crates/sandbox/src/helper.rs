@@ -50,7 +50,13 @@ pub struct Helper<'a> {
 /// Serves until the end.
 pub fn serve(stream: &UnixStream, built: &Built, plan: &Plan, rung: LimitsRung) -> ! {
     let Ok(signals) = sys::child_signals() else { sys::exit(1) };
-    let (writable, stack, limits) = (&built.writable, &built.stack, &plan.limits);
+    let (writable, stack) = (&built.writable, &built.stack);
+    let mut limits = plan.limits.clone();
+    if rung == LimitsRung::Watchdog {
+        // It sums what it sees, and of the layers it sees the topmost.
+        limits.memory_bytes = limits.memory_bytes.saturating_sub(plan.sealed.bytes);
+    }
+    let limits = &limits;
     let indexes = &built.indexes;
     let helper = Helper { stream, writable, stack, indexes, plan, limits, rung, signals };
     if send(&mut &*stream, Kind::Ready, &[]).is_err() {
