@@ -9,15 +9,28 @@
 //! different layers so that a busy machine weighs on all alike.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use patchwright_agent::grade::Defences;
 use patchwright_agent::{Grader, GraderOptions};
-use patchwright_core::{RepoSource, TaskInstance};
+use patchwright_core::{
+    RepoSource, Sandbox, SandboxError, SandboxProvider, SandboxSpec, TaskInstance,
+};
 use patchwright_sandbox::{NativeOptions, NativeSandboxes};
 
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 4;
 const NOTHING: &str = "--- /dev/null\n+++ b/notes.txt\n@@ -0,0 +1 @@\n+x\n";
+
+/// Counts the sandboxes that it makes.
+struct Counting(NativeSandboxes, AtomicUsize);
+
+impl SandboxProvider for Counting {
+    fn create(&self, spec: &SandboxSpec) -> Result<Box<dyn Sandbox>, SandboxError> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.create(spec)
+    }
+}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args().nth(1).ok_or("usage: grading TASKS.jsonl")?;
@@ -25,7 +38,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .lines()
         .map(serde_json::from_str)
         .collect::<Result<_, _>>()?;
-    let provider = Arc::new(NativeSandboxes::new(NativeOptions::default())?);
+    let sandboxes = NativeSandboxes::new(NativeOptions::default())?;
+    let provider = Arc::new(Counting(sandboxes, AtomicUsize::new(0)));
     let layers = [
         ("one process", Defences { supervisor: false, twins: false, ..Defences::default() }),
         ("supervisor", Defences { twins: false, ..Defences::default() }),
@@ -36,10 +50,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         (name, grader.with_defences(defences))
     });
     let mut seconds = [[Duration::ZERO; 2]; 3];
+    let mut num_sandboxes = 0;
     for round in 0..=ROUNDS {
         for (which, (_, grader)) in graders.iter().enumerate() {
             for (solved, seconds) in [false, true].into_iter().zip(&mut seconds[which]) {
+                provider.1.store(0, Ordering::Relaxed);
                 let took = grade_all(grader, &tasks, solved);
+                // In the end: of the last layers, solved.
+                num_sandboxes = provider.1.load(Ordering::Relaxed);
                 // The first round warms up.
                 *seconds += if round == 0 { Duration::ZERO } else { took };
             }
@@ -54,6 +72,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             ms(solved)
         );
     }
+    println!("{num_sandboxes} sandboxes for the last {} solved grades", tasks.len());
     Ok(())
 }
 

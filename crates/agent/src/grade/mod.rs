@@ -24,7 +24,8 @@
 //! A twin that does not fail is an accusation. Before it counts, it must stand a second time, and
 //! the gold patch is tried on the same twins: what does not fail there either (an expectation that
 //! was never looked at) is no forgery. A patch
-//! that is found out has [`Grade::cheated`] and is unsolved.
+//! that is found out has [`Grade::cheated`] and is unsolved. A patch that changes what the gold patch
+//! changes is not run twice.
 //!
 //! The second run must not be told from the first. It is forked from the same supervisor, whose
 //! memory never holds the tests' sources, with a pid that says nothing, and only if the first run

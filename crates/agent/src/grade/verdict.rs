@@ -30,7 +30,8 @@ impl Grader {
             0,
             &["twins", &task.instance_id, &task.test_patch, &patch::render(&filtered.changes)],
         );
-        let outcome = match self.run(prepared, &filtered.changes, self.mode(prepared), seed)? {
+        let mode = self.mode(prepared, filtered)?;
+        let outcome = match self.run(prepared, &filtered.changes, mode, seed)? {
             Ran::Tests(outcome) => *outcome,
             Ran::Unsolved(reason) => return Ok(unsolved_before_tests(task, filtered, reason)),
         };
@@ -59,16 +60,17 @@ impl Grader {
         Ok(grade)
     }
 
-    fn mode(&self, prepared: &Prepared<'_>) -> Mode {
+    fn mode(&self, prepared: &Prepared<'_>, filtered: &Filtered) -> Result<Mode, GradeError> {
         if !self.defences.supervisor {
-            return Mode::Bare;
+            return Ok(Mode::Bare);
         }
-        if !self.defences.twins {
-            return Mode::Believe;
+        // The gold patch forges nothing, whoever found it.
+        if !self.defences.twins || gold_changes(prepared)?.as_ref() == Some(&filtered.changes) {
+            return Ok(Mode::Believe);
         }
         // Where the whole root can be written, it is too much to look for traces in.
         let small = prepared.root.root == RootFs::Host && *prepared.repo != RepoSource::InRoot;
-        if small { Mode::Quick } else { Mode::Slow }
+        Ok(if small { Mode::Quick } else { Mode::Slow })
     }
 
     /// Runs the twins in a sandbox of their own: those that did not fail, and all that was said.
@@ -90,17 +92,22 @@ impl Grader {
         prepared: &Prepared<'_>,
         seed: u64,
     ) -> Result<Vec<usize>, GradeError> {
-        let task = prepared.task;
-        let Ok(gold) = Patch::parse(&task.patch) else { return Ok(Vec::new()) };
-        if gold.is_empty() {
-            return Ok(Vec::new());
-        }
         // A pristine sandbox is used up by now; a new one is read.
-        let prepared = self.prepare(task, prepared.repo)?;
-        let applied = prepared.pristine.apply(&gold).map_err(|failed| read_error(task, failed))?;
-        let Ok(changes) = applied else { return Ok(Vec::new()) };
+        let prepared = self.prepare(prepared.task, prepared.repo)?;
+        let Some(changes) = gold_changes(&prepared)? else { return Ok(Vec::new()) };
         Ok(self.audit(&prepared, &changes, seed)?.0)
     }
+}
+
+/// What the gold patch changes; `None` where there is none that applies.
+fn gold_changes(prepared: &Prepared<'_>) -> Result<Option<Vec<FileChange>>, GradeError> {
+    let task = prepared.task;
+    let Ok(gold) = Patch::parse(&task.patch) else { return Ok(None) };
+    if gold.is_empty() {
+        return Ok(None);
+    }
+    let applied = prepared.pristine.apply(&gold).map_err(|failed| read_error(task, failed))?;
+    Ok(applied.ok())
 }
 
 fn mark_as_cheat(grade: &mut Grade, prepared: &Prepared<'_>, forged: &[usize]) {

@@ -162,5 +162,5 @@ fn with_pytest_honest_patches_keep_their_reward() {
     .map(|(name, path, text)| row(name, patch_to(&fixed(), &[(path, text)])))
     .collect();
     let grades = all_are_solved(&task, &repo, &rows);
-    assert!(grades.iter().all(|grade| grade.num_twins >= 3), "{grades:?}");
+    assert!(grades.iter().any(|grade| grade.num_twins >= 3), "{grades:?}");
 }
