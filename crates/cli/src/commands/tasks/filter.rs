@@ -60,7 +60,7 @@ fn finish(args: &FilterArgs, summary: &FilterSummary) -> Result<ExitCode, CliErr
         )));
     }
     if let Some(path) = &args.write_ids {
-        let text: String = summary.ids.iter().map(|id| format!("{id}\n")).collect();
+        let text = summary.ids.join("\n") + "\n";
         std::fs::write(path, text)
             .map_err(|error| CliError::failed(format!("writing {}: {error}", path.display())))?;
     }
