@@ -3,6 +3,7 @@
 
 #![expect(clippy::doc_markdown, reason = "docstrings of arguments are read in a terminal")]
 
+mod bench;
 mod images;
 mod sandbox;
 mod tasks;
@@ -13,11 +14,14 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+pub use bench::{BenchCommand, BenchSandboxArgs, Peer};
 pub use images::{
     ImagesCommand, ImagesGcArgs, ImagesListArgs, ImagesLoadArgs, ImagesPullArgs, ImagesRemoveArgs,
     StoreArgs,
 };
-pub use sandbox::{SandboxCommand, SandboxRunArgs};
+pub use sandbox::{
+    SandboxArgs, SandboxCommand, SandboxListArgs, SandboxReapArgs, SandboxRunArgs, SandboxShellArgs,
+};
 pub use tasks::{
     ExportArgs, FilterArgs, GenerateArgs, ImportArgs, InputFormat, OutputFormat, ShowArgs,
     TaskKind, TasksCommand,
@@ -67,6 +71,9 @@ pub enum Command {
     /// Get and keep container images, without a daemon
     #[command(subcommand)]
     Images(ImagesCommand),
+    /// Measure this machine
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Render a run's report.html again
     Report(ReportArgs),
     /// Check this machine: python3, the kernel's sandbox features, disk space

@@ -1,13 +1,13 @@
 //! `patchwright doctor`: what this machine has of what the program needs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use patchwright_core::{
     ExecRequest, ExecStatus, RepoSource, SandboxLimits, SandboxProvider, SandboxSpec,
 };
-use patchwright_sandbox::{FeatureStatus, NativeOptions, NativeSandboxes};
+use patchwright_sandbox::{FeatureStatus, NativeOptions, NativeSandboxes, Registry};
 use serde::Serialize;
 
 use crate::args::DoctorArgs;
@@ -17,6 +17,8 @@ use crate::{numbers, output, table};
 /// Free disk space under which a run is likely to fail, and under which it may.
 const DISK_NEEDED: u64 = 512 << 20;
 const DISK_WANTED: u64 = 2 << 30;
+/// Free inodes under which an environment of a real package may not fit any more.
+const INODES_WANTED: u64 = 100_000;
 
 /// How a check came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -56,9 +58,14 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode, CliError> {
     let mut checks = vec![python()];
     checks.extend(sandboxes());
     checks.push(sandbox_python());
+    checks.push(leases());
     checks.push(git());
+    checks.push(pip());
     checks.push(disk(Path::new("."), "disk space here"));
     checks.push(disk(&std::env::temp_dir(), "disk space for temporary files"));
+    let cache = existing(&cache_dir());
+    checks.push(disk(&cache, "disk space of the cache"));
+    checks.push(inodes(&cache, "files of the cache"));
     let ok = checks.iter().all(|check| check.status != Status::Fail);
     if args.json {
         output::json(&Findings { schema_version: 1, ok, checks })?;
@@ -109,6 +116,46 @@ fn git() -> Check {
             Status::Warn,
             "not found in PATH; only task rows whose repository is a git URL need it",
         ),
+    }
+}
+
+fn pip() -> Check {
+    let found = Command::new("python3").args(["-m", "pip", "--version"]).output();
+    match found {
+        Ok(output) if output.status.success() => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            // "pip 24.0 from DIRECTORY (python 3.12)"
+            let version: Vec<_> = text.split_whitespace().take(2).collect();
+            Check::new("pip", Status::Ok, version.join(" "))
+        }
+        _ => Check::new(
+            "pip",
+            Status::Warn,
+            "python3 has no pip; only tasks of real packages need it (Debian, Ubuntu: apt-get \
+             install python3-pip)",
+        ),
+    }
+}
+
+/// Whether sandboxes can be recorded, and what killed programs have left.
+fn leases() -> Check {
+    let name = "lease registry";
+    let registry = match Registry::open() {
+        Ok(registry) => registry,
+        Err(error) => return Check::new(name, Status::Fail, error.to_string()),
+    };
+    let place = registry.path().display();
+    match registry.reap(true) {
+        Ok(found) if !found.problems.is_empty() => {
+            Check::new(name, Status::Warn, found.problems[0].to_string())
+        }
+        Ok(found) if !found.dead.is_empty() => Check::new(
+            name,
+            Status::Warn,
+            format!("{place}: killed programs have left something: `patchwright sandbox reap`"),
+        ),
+        Ok(found) => Check::new(name, Status::Ok, format!("{place}, {} alive", found.num_living)),
+        Err(error) => Check::new(name, Status::Fail, error.to_string()),
     }
 }
 
@@ -173,5 +220,43 @@ fn disk(path: &Path, name: &str) -> Check {
         Check::new(name, Status::Warn, format!("{found}; several runs may fill it"))
     } else {
         Check::new(name, Status::Ok, found)
+    }
+}
+
+/// Where repositories, environments and images are kept.
+fn cache_dir() -> PathBuf {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("XDG_CACHE_HOME")
+        .or_else(|| Some(set("HOME")?.join(".cache")))
+        .unwrap_or_else(std::env::temp_dir)
+        .join("patchwright")
+}
+
+/// The path, or the nearest directory above it that exists.
+fn existing(path: &Path) -> PathBuf {
+    path.ancestors().find(|path| path.exists()).unwrap_or(path).to_owned()
+}
+
+fn inodes(path: &Path, name: &str) -> Check {
+    let found = match rustix::fs::statvfs(path) {
+        Ok(found) => found,
+        Err(error) => {
+            return Check::new(name, Status::Warn, format!("{}: {error}", path.display()));
+        }
+    };
+    // Some file systems make inodes as they are needed, and say that there are none.
+    if found.f_files == 0 {
+        return Check::new(name, Status::Ok, "as many as there is space for");
+    }
+    let free = numbers::count(found.f_favail as f64);
+    if found.f_favail < INODES_WANTED {
+        let text = format!(
+            "{}: {free} more files; images and environments of real packages have tens of \
+             thousands: set XDG_CACHE_HOME to a larger file system",
+            path.display()
+        );
+        Check::new(name, Status::Warn, text)
+    } else {
+        Check::new(name, Status::Ok, format!("{free} more files in {}", path.display()))
     }
 }

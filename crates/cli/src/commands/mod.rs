@@ -1,5 +1,6 @@
 //! One module a command: each reads its arguments, asks another crate, and tells the result.
 
+mod bench;
 mod doctor;
 mod eval;
 mod images;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 
-use crate::args::{Cli, Command, CompletionsArgs, SandboxCommand, TasksCommand};
+use crate::args::{BenchCommand, Cli, Command, CompletionsArgs, TasksCommand};
 use crate::error::CliError;
 use crate::output;
 
@@ -34,7 +35,8 @@ pub fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Tasks(TasksCommand::FromReleases(args)) => tasks::releases::run(&args),
         Command::Tasks(TasksCommand::Inject(args)) => tasks::inject::run(&args),
         Command::Tasks(TasksCommand::Validate(args)) => tasks::validate::run(&args),
-        Command::Sandbox(SandboxCommand::Run(args)) => sandbox::run(&args),
+        Command::Sandbox(command) => sandbox::dispatch(&command),
+        Command::Bench(BenchCommand::Sandbox(args)) => bench::sandbox(&args),
         Command::Images(command) => images::dispatch(&command),
         Command::Report(args) => report::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -2,6 +2,7 @@
 
 mod cli;
 mod images;
+mod isolated;
 mod made_up_run;
 mod report;
 mod sandboxed;

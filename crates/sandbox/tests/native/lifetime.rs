@@ -69,12 +69,17 @@ fn cgroups_of(keeper: u32) -> usize {
     count
 }
 
+fn is_registry(name: &str) -> bool {
+    name.strip_prefix("patchwright-").is_some_and(|user| user.parse::<u32>().is_ok())
+}
+
 fn temporary_entries() -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir("/tmp")
         .unwrap()
         .flatten()
         .map(|e| e.file_name().to_string_lossy().into_owned())
-        .filter(|name| name.contains("patchwright"))
+        // The lease registry stays, for the next program.
+        .filter(|name| name.contains("patchwright") && !is_registry(name))
         .collect();
     names.sort();
     names
