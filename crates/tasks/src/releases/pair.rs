@@ -70,6 +70,8 @@ fn newest(dir: &std::path::Path, tree: &Tree) -> u64 {
         .filter_map(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
         .map(|time| time.as_secs())
         .max()
+        // The time that some build tools write for reproducible archives: 2020-02-02.
+        .filter(|time| *time != 1_580_601_600)
         .unwrap_or(0)
 }
 
@@ -144,23 +146,25 @@ impl PairWork<'_> {
         targets: &[String],
     ) -> Result<Sides, Refusal> {
         let both: Vec<_> = difference.gold.iter().chain(&difference.tests).cloned().collect();
-        let run = |changes: &[_], targets: &[String], hash_seed| {
+        let run = |changes: &[_], targets: &[String]| {
             if self.watch.is_stopped() {
                 return Err(Refusal::Passing("stopped".to_owned()));
             }
             let site_packages = &bench.environment.site_packages;
             let options = &bench.options;
+            // As graders do: ids may be made of sets.
+            let hash_seed = 0;
             let suite = Suite { repo, site_packages, changes, options, targets, hash_seed };
             Ok(run_suite(&suite, self.provider, &self.options.limits)?)
         };
         let mut sides = Sides { buggy: Vec::new(), fixed: vec![bench.first.clone()] };
-        sides.buggy.push(run(&difference.tests, targets, 0)?);
+        sides.buggy.push(run(&difference.tests, targets)?);
         // The grader names the files that hold the tests; directories and files must agree.
         let files: BTreeSet<String> = bench.first.tests.keys().map(|id| file_of(id)).collect();
         let files: Vec<String> = files.into_iter().collect();
-        for repeat in 1..self.options.repeats.max(2) {
-            sides.buggy.push(run(&difference.tests, &files, repeat)?);
-            sides.fixed.push(run(&both, &files, repeat)?);
+        for _ in 1..self.options.repeats.max(2) {
+            sides.buggy.push(run(&difference.tests, &files)?);
+            sides.fixed.push(run(&both, &files)?);
         }
         Ok(sides)
     }
