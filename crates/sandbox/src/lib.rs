@@ -7,6 +7,21 @@
 //! How the processes hang together is told in `keeper`, how a sandbox is built in `setup`, how a
 //! command is run in `command`.
 
+//! # What stands between a command and the machine
+//!
+//! User, PID, mount, network, IPC and UTS namespaces with one unprivileged id; no capabilities and
+//! `no_new_privs`; a root put together from read-only mounts, with `/proc` masked; an allow-list of
+//! system calls (`seccomp`); bounds on memory, processes, CPU and wall-clock time, disk, files and
+//! output; three descriptors, an environment of its own; and the end of everything with the host
+//! program. Each layer has a name (`defence`), and the attack suite (`tests/attacks`) shows for
+//! each that its attack succeeds without it; what held is listed in `target/attacks.txt`.
+//!
+//! What this cannot give: commands run on the host's kernel, so a fault in a system call that is
+//! allowed is a way out; caches, the clock and the load of the machine are shared and can be
+//! measured from inside; and where there is no memory controller the bound on memory is kept by
+//! looking every 10 ms, so that it can be passed for that long. Where commands are a determined
+//! adversary's, run the whole program in a virtual machine.
+
 #![deny(unsafe_code)]
 
 mod branch;
