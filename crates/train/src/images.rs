@@ -174,3 +174,83 @@ fn has_dir(layer: &Path, path: &str) -> bool {
         at.symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use patchwright_core::{RootFs, TaskInstance};
+    use serde_json::json;
+
+    use super::{MAX_LEASED, PullOptions, TaskImages, has_dir, runs_in_image};
+    use crate::events::CancelToken;
+
+    fn task(value: serde_json::Value) -> TaskInstance {
+        let mut row = json!({"instance_id": "a", "repo": "org/name", "problem_statement": "",
+            "FAIL_TO_PASS": [], "PASS_TO_PASS": []});
+        row.as_object_mut().unwrap().extend(value.as_object().unwrap().clone());
+        serde_json::from_value(row).unwrap()
+    }
+
+    fn images(dir: &tempfile::TempDir) -> Arc<TaskImages> {
+        let options = PullOptions { max_retries: 0, ..PullOptions::default() };
+        Arc::new(TaskImages::new(Some(dir.path().to_owned()), options))
+    }
+
+    #[test]
+    fn an_image_is_for_rows_without_a_repository_here() {
+        assert!(runs_in_image(&task(json!({"image_name": "a/b:c"}))));
+        assert!(runs_in_image(&task(json!({"docker_image": "a/b:c"}))));
+        for other in [
+            json!({}),
+            json!({"image_name": ""}),
+            json!({"image_name": "a/b:c", "repo": "/"}),
+            json!({"image_name": "a/b:c", "files": {"a.py": ""}}),
+        ] {
+            assert!(!runs_in_image(&task(other.clone())), "{other}");
+        }
+    }
+
+    #[test]
+    fn other_rows_stand_on_the_hosts_system() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = images(&dir).roots()(&task(json!({}))).unwrap();
+        assert_eq!(root.root, RootFs::Host);
+        assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none(), "no store is made");
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_had_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = images(&dir);
+        let row = task(json!({"image_name": "127.0.0.1:1/none:v1"}));
+        let error = images.roots()(&row).unwrap_err();
+        assert!(error.contains("image 127.0.0.1:1/none:v1"), "{error}");
+        let cancel = CancelToken::new();
+        cancel.cancel();
+        let error = images.root(&row, Some(&cancel)).unwrap_err();
+        assert!(matches!(error, crate::TrainError::Cancelled), "{error}");
+    }
+
+    #[test]
+    fn leases_are_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = images(&dir);
+        for index in 0..MAX_LEASED + 10 {
+            images.slot(&format!("a:{index}"));
+        }
+        images.slot("a:20");
+        let held = images.held.lock().unwrap();
+        assert_eq!((held.slots.len(), held.order.len()), (MAX_LEASED, MAX_LEASED));
+        assert!(held.slots.contains_key("a:20") && !held.slots.contains_key("a:9"));
+    }
+
+    #[test]
+    fn links_of_a_layer_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        std::os::unix::fs::symlink("/", dir.path().join("l")).unwrap();
+        assert!(has_dir(dir.path(), "a/b"));
+        assert!(!has_dir(dir.path(), "l/tmp") && !has_dir(dir.path(), "a/c"));
+    }
+}
