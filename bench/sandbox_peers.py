@@ -59,6 +59,8 @@ class MiniSweAgent:
     name = "mini-swe-agent, bubblewrap"
 
     def __init__(self):
+        # Its greeting would be among the figures.
+        os.environ["MSWEA_SILENT_STARTUP"] = "1"
         from minisweagent.environments.extra.bubblewrap import BubblewrapEnvironment
 
         self.make = BubblewrapEnvironment
@@ -66,24 +68,12 @@ class MiniSweAgent:
     def episode(self):
         directory = place()
         environment = self.make(cwd=str(directory))
-        arguments = environment.config.wrapper_args
-        if str(directory) not in arguments:
-            # The directory is the one thing of the host's that commands may write.
-            environment.config.wrapper_args = [*arguments, "--bind", str(directory), str(directory)]
         for command in EPISODE:
-            result = self.execute(environment, command)
+            result = environment.execute({"command": command})
             assert result["returncode"] == 0, result
         take_changes(directory)
-        if hasattr(environment, "cleanup"):
-            environment.cleanup()
+        environment.cleanup()
         shutil.rmtree(directory, ignore_errors=True)
-
-    @staticmethod
-    def execute(environment, command):
-        try:
-            return environment.execute({"command": command})
-        except TypeError:
-            return environment.execute(command)
 
 
 class SweRex:
