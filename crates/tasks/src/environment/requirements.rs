@@ -115,7 +115,7 @@ pub fn requirement_name(requirement: &str) -> String {
         .unwrap_or(text.len());
     let (name, rest) = text.split_at(end);
     let rest = rest.trim_start();
-    let is_url = rest.starts_with('@') || rest.starts_with(':') || rest.starts_with('/');
+    let is_url = rest.starts_with(['@', ':', '/', '+']);
     if name.starts_with(['-', '.']) || is_url { String::new() } else { normalized(name) }
 }
 
