@@ -34,7 +34,8 @@
 //!
 //! # What cannot be given
 //!
-//! A patch that computes right answers only for the inputs that the tests happen to use passes: it
+//! A patch that cheats by lot, in some runs and not in others, is found out with a probability only:
+//! at best it passes one time in four. A patch that computes right answers only for the inputs that the tests happen to use passes: it
 //! is for the tests to be good. A patch that could tell the twins from the tests by meaning (this
 //! expectation is absurd) and act on it within one process would pass; so might one that finds a
 //! trace of the first run which is not looked for, such as a message queue of the kernel, or a

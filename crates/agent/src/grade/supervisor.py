@@ -65,10 +65,11 @@ class Child(BaseException):
     """Carries a child out of the supervisor's frames: they would say which run it is."""
 
 
-def be_child(write_end):
+def be_child(write_end, leave):
     try:
         run_tests(lambda line: os.write(write_end, (line + "\n").encode()))
         os.write(write_end, b"end\n")
+        os.read(leave, 1)
     finally:
         # No exit handlers, no waiting for threads that tests left.
         os._exit(0)
@@ -77,17 +78,20 @@ def be_child(write_end):
 def run_child(deadline):
     # Gives the lines that a child has written, its pid, and whether it came to its end alone.
     read_end, write_end = os.pipe()
+    leave, let_go = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(read_end)
+        os.close(let_go)
         os.close(channel)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.close(nothing)
         if prctl is not None:
             prctl(4, 1, 0, 0, 0)
-        raise Child(write_end)
+        raise Child(write_end, leave)
     os.close(write_end)
+    os.close(leave)
     late = []
     # Once all are dead, nobody holds the pipe, and the read below ends.
     _signal.signal(_signal.SIGALRM, lambda *_: late.append(end_all()))
@@ -98,7 +102,11 @@ def run_child(deadline):
         if not chunk:
             break
         data += chunk
-    # After its last word it exits by itself.
+    if not late and os.waitpid(pid, os.WNOHANG)[0]:
+        # It left before its last word was read, or without one: who spoke is not known.
+        data = b""
+    # After its last word it exits by itself, once it is let go.
+    os.close(let_go)
     _signal.setitimer(_signal.ITIMER_REAL, 0.25)
     try:
         os.waitpid(pid, 0)
@@ -264,5 +272,5 @@ def start():
     try:
         main()
     except Child as child:
-        write_end = child.args[0]
-    be_child(write_end)
+        write_end, leave = child.args
+    be_child(write_end, leave)

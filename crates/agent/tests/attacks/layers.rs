@@ -48,7 +48,7 @@ fn without_twins_assertions_are_replaced_and_objects_equal_everything() {
          def total(values):\n    return 1",
         "def total(values):\n    import os\n    for fd in range(3, 16):\n        try:\n            \
          os.write(fd, b'0 1\\n1 1\\n2 1\\nend\\n')\n        except OSError:\n            pass\n    \
-         os._exit(0)",
+         __import__('time').sleep(9)",
     ] {
         let patch = patch_to(&format!("{forge}\n\n\n{rest}"), &[]);
         let off = grade(Defences { twins: false, ..Defences::default() }, &patch);
