@@ -54,7 +54,9 @@ impl AgentEnvironment {
         root: TaskRoot,
         cancel: &CancelToken,
     ) -> Result<AgentRun, SandboxError> {
-        let config = self.agent_config(spec);
+        let mut config = self.agent_config(spec);
+        // A repository that was made in memory has no history to hide.
+        config.git |= !matches!(task.repo, patchwright_core::RepoSource::Files(_));
         let limits = self.limits.clone();
         let sandbox_spec =
             sandbox_spec_on(root, &task.instance, &task.repo, &config.workdir, limits);
@@ -141,18 +143,34 @@ impl Environment for AgentEnvironment {
     fn stats(&self) -> EnvironmentStats {
         EnvironmentStats { num_sandboxes: self.provider.num_created() }
     }
+
+    fn limits_rung(&self) -> Option<&str> {
+        self.provider.limits_rung()
+    }
 }
 
 /// Counts the sandboxes that another provider makes.
 pub struct CountingProvider {
     inner: Box<dyn SandboxProvider>,
     num_created: AtomicU64,
+    limits_rung: Option<String>,
 }
 
 impl CountingProvider {
     /// Counts what `inner` makes.
     pub fn new(inner: Box<dyn SandboxProvider>) -> Self {
-        Self { inner, num_created: AtomicU64::new(0) }
+        Self { inner, num_created: AtomicU64::new(0), limits_rung: None }
+    }
+
+    /// Says how the sandboxes' memory is bounded, for the journal.
+    #[must_use]
+    pub fn with_limits_rung(self, rung: String) -> Self {
+        Self { limits_rung: Some(rung), ..self }
+    }
+
+    /// How the sandboxes' memory is bounded, where it is known.
+    pub fn limits_rung(&self) -> Option<&str> {
+        self.limits_rung.as_deref()
     }
 
     /// Sandboxes made so far.

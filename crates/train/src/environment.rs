@@ -55,6 +55,11 @@ pub trait Environment: Send + Sync {
     /// failure class. Ends soon after `cancel` is set, with whatever result.
     fn rollout(&self, task: &Task, spec: &RolloutSpec, cancel: &CancelToken) -> Rollout;
 
+    /// How the sandboxes' memory is bounded; `None` where there are none.
+    fn limits_rung(&self) -> Option<&str> {
+        None
+    }
+
     /// Counts so far.
     fn stats(&self) -> EnvironmentStats {
         EnvironmentStats::default()

@@ -270,6 +270,10 @@ impl Pipeline<'_> {
             seed: self.run.recipe.run.seed,
             stages: stages.clone(),
         });
+        if let Some(rung) = self.run.world.environment.limits_rung() {
+            let rung = rung.to_owned();
+            self.run.journal.append(&Record::SandboxLimits { rung })?;
+        }
         let first = self.place;
         for (index, stage) in stages.iter().enumerate().skip(first.stage) {
             let iteration = if index == first.stage { first.iteration } else { 0 };

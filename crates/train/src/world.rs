@@ -105,7 +105,8 @@ pub fn open_provider(recipe: &Recipe) -> Result<Arc<CountingProvider>, TrainErro
     // Each worker has an agent's sandbox or a grader's; fewer than twice are alive at once.
     let max_sandboxes = 2 * recipe.infrastructure.num_workers + 16;
     let native = NativeSandboxes::new(NativeOptions { max_sandboxes, ..NativeOptions::default() })?;
-    Ok(Arc::new(CountingProvider::new(Box::new(native))))
+    let rung = native.limits_rung().to_string();
+    Ok(Arc::new(CountingProvider::new(Box::new(native)).with_limits_rung(rung)))
 }
 
 /// The directory of a checkpoint: the shipped one for `base`, else the path itself.

@@ -25,6 +25,11 @@ pub enum Record {
         /// The seed.
         seed: u64,
     },
+    /// The run begins or goes on with sandboxes of this machine.
+    SandboxLimits {
+        /// How memory is bounded: `cgroup v2`, `cgroup v1`, `rlimits and watchdog`.
+        rung: String,
+    },
     /// A stage begins (not written again when it goes on after a resume).
     StageStarted {
         /// The stage.
@@ -222,6 +227,7 @@ impl Record {
             Self::Group(group) => Some((&group.stage, Some(group.iteration))),
             Self::Iteration { metrics, .. } => Some((&metrics.stage, Some(metrics.iteration))),
             Self::Header { .. }
+            | Self::SandboxLimits { .. }
             | Self::RunFinished { .. }
             | Self::Resumed { .. }
             | Self::Evaluation { .. }
