@@ -120,10 +120,10 @@ impl NativeSandboxes {
             // What cannot be removed stays recorded, and `patchwright sandbox reap` tells of it.
             let _ = registry.reap(false);
         }
-        let lease = Lease::take().map_err(unrecorded)?;
+        let lease = Lease::take().map_err(|error| unrecorded(&error))?;
         let (control, keeper) = spawn_keeper(lease.id())?;
         failpoint("host: keeper started");
-        lease.set_keeper(keeper.id()).map_err(unrecorded)?;
+        lease.set_keeper(keeper.id()).map_err(|error| unrecorded(&error))?;
         failpoint("host: keeper recorded");
         let defences = options.defences();
         let prefixes = python::find().prefixes.clone();
@@ -239,7 +239,7 @@ impl Inner {
                 self.max_sandboxes
             )));
         }
-        let taken = self.lease.sandbox().map_err(unrecorded).and_then(|entry| {
+        let taken = self.lease.sandbox().map_err(|error| unrecorded(&error)).and_then(|entry| {
             failpoint("host: sandbox recorded");
             let idle = lock(&self.idle).pop();
             let mut slot = idle.map_or_else(|| self.new_slot(), Ok)?;
@@ -339,7 +339,7 @@ pub(crate) fn process_name(lease: &str) -> String {
     format!("patchwright-sandbox {lease}")
 }
 
-fn unrecorded(error: LeaseError) -> SandboxError {
+fn unrecorded(error: &LeaseError) -> SandboxError {
     SandboxError::Unsupported(error.to_string())
 }
 

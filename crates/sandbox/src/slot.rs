@@ -49,6 +49,7 @@ pub struct Ground<'a> {
 
 /// The slot's life.
 pub fn main(spawner: &Spawner, views: &Views, socket: OwnedFd) -> ! {
+    crate::lease::failpoint("helper: slot began");
     let mut stream = UnixStream::from(socket);
     // PID 1's signal descriptor stays behind; a slot waits for its one child and nothing else.
     sys::reset_signals();

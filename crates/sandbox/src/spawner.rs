@@ -162,9 +162,6 @@ fn serve(spawner: &Spawner, views: &Views) {
 fn new_slot(spawner: &Spawner, views: &Views, socket: OwnedFd) -> Result<u32, Refusal> {
     match sys::fork(0).map_err(|error| Refusal::io("fork a slot", &error))? {
         Some(pid) => Ok(pid.as_raw_nonzero().get() as u32),
-        None => {
-            crate::lease::failpoint("helper: slot began");
-            slot::main(spawner, views, socket)
-        }
+        None => slot::main(spawner, views, socket),
     }
 }

@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Things that a sandbox could leave. Mounts, descriptors and children are this program's; cgroups
 /// and directories are those of its name on the whole machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Counts {
     file_descriptors: usize,
     mounts: usize,
@@ -39,7 +39,7 @@ impl Leftovers {
     pub fn since(before: Counts, num_lives: usize) -> Self {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let counted = Self { num_lives, before: before.clone(), after: Counts::now() };
+            let counted = Self { num_lives, before, after: Counts::now() };
             if counted.is_clean() || Instant::now() >= deadline {
                 return counted;
             }

@@ -19,7 +19,7 @@ const NUM_FILES: usize = 10_000;
 /// Forks that are measured.
 const NUM_FORKS: usize = 40;
 const WORKDIR: &str = "/testbed";
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 /// The small repository that every contender works on.
 pub fn files() -> BTreeMap<String, String> {

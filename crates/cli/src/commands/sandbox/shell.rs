@@ -79,7 +79,7 @@ fn lines(setting: &mut Setting, timeout_s: u64) -> Result<u8, CliError> {
         let result = setting.exec(&ExecRequest::argv(&argv, &setting.cwd, setting.timeout))?;
         code = pass_on(&result, timeout_s)?;
         if prompts && let Ok(found) = setting.sandbox.read(CWD_FILE, MAX_CWD) {
-            cwd = String::from_utf8_lossy(&found).trim_end_matches('\n').to_owned();
+            String::from_utf8_lossy(&found).trim_end_matches('\n').clone_into(&mut cwd);
         }
     }
 }
