@@ -106,9 +106,12 @@ impl RopeScaling {
     }
 
     fn validate(self) -> Result<(), String> {
-        let positive = |name: &str, x: f64| match x.is_finite() && x > 0.0 {
-            true => Ok(()),
-            false => Err(format!("{name} is {x}, expected a positive number")),
+        let positive = |name: &str, x: f64| {
+            if x.is_finite() && x > 0.0 {
+                Ok(())
+            } else {
+                Err(format!("{name} is {x}, expected a positive number"))
+            }
         };
         match self {
             Self::Linear { factor } => positive("factor", factor),
@@ -130,7 +133,9 @@ impl RopeScaling {
     fn apply(self, config: &ModelConfig, frequencies: &mut [f32]) -> f32 {
         match self {
             Self::Linear { factor } => {
-                frequencies.iter_mut().for_each(|f| *f /= factor as f32);
+                for f in frequencies {
+                    *f /= factor as f32;
+                }
                 1.0
             }
             Self::Yarn {

@@ -185,7 +185,7 @@ mod tests {
     use super::{MAX_LEASED, PullOptions, TaskImages, has_dir, runs_in_image};
     use crate::events::CancelToken;
 
-    fn task(value: serde_json::Value) -> TaskInstance {
+    fn task(value: &serde_json::Value) -> TaskInstance {
         let mut row = json!({"instance_id": "a", "repo": "org/name", "problem_statement": "",
             "FAIL_TO_PASS": [], "PASS_TO_PASS": []});
         row.as_object_mut().unwrap().extend(value.as_object().unwrap().clone());
@@ -199,8 +199,8 @@ mod tests {
 
     #[test]
     fn an_image_is_for_rows_without_a_repository_here() {
-        assert!(runs_in_image(&task(json!({"image_name": "a/b:c"}))));
-        assert!(runs_in_image(&task(json!({"docker_image": "a/b:c"}))));
+        assert!(runs_in_image(&task(&json!({"image_name": "a/b:c"}))));
+        assert!(runs_in_image(&task(&json!({"docker_image": "a/b:c"}))));
         for other in [
             json!({}),
             json!({"image_name": ""}),
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn other_rows_stand_on_the_hosts_system() {
         let dir = tempfile::tempdir().unwrap();
-        let root = images(&dir).roots()(&task(json!({}))).unwrap();
+        let root = images(&dir).roots()(&task(&json!({}))).unwrap();
         assert_eq!(root.root, RootFs::Host);
         assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none(), "no store is made");
     }
@@ -223,7 +223,7 @@ mod tests {
     fn an_image_that_cannot_be_had_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let images = images(&dir);
-        let row = task(json!({"image_name": "127.0.0.1:1/none:v1"}));
+        let row = task(&json!({"image_name": "127.0.0.1:1/none:v1"}));
         let error = images.roots()(&row).unwrap_err();
         assert!(error.contains("image 127.0.0.1:1/none:v1"), "{error}");
         let cancel = CancelToken::new();

@@ -143,7 +143,7 @@ impl Run {
                 }
             }
             Record::RunFinished { .. } => self.finished = true,
-            Record::Group(_) | Record::Resumed { .. } => {}
+            Record::Group(_) | Record::Resumed { .. } | Record::SandboxLimits { .. } => {}
         }
     }
 

@@ -96,7 +96,7 @@ impl Long {
             .spawn()
             .unwrap();
         let long = Self { child, registry };
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         while long.ask("list")["sandboxes"].as_array().unwrap().is_empty() {
             assert!(Instant::now() < deadline, "no sandbox is listed");
             std::thread::sleep(Duration::from_millis(20));

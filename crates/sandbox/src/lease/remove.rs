@@ -217,7 +217,7 @@ mod tests {
         fs::create_dir_all(top.join("a/work/work")).unwrap();
         fs::write(top.join("a/f"), "y").unwrap();
         symlink(&kept, top.join("a/link")).unwrap();
-        fs::set_permissions(top.join("a/work/work"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(top.join("a/work/work"), fs::Permissions::from_mode(0o000)).unwrap();
         fs::set_permissions(top.join("a"), fs::Permissions::from_mode(0o500)).unwrap();
         assert!(tree(&top).unwrap());
         assert!(!top.exists());

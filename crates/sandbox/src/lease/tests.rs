@@ -68,7 +68,7 @@ fn child_program() {
     let lease = Lease::take().unwrap();
     let dir = lease.directory(&work, "upper").unwrap();
     fs::create_dir_all(dir.path().join("work/work")).unwrap();
-    fs::set_permissions(dir.path().join("work/work"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(dir.path().join("work/work"), fs::Permissions::from_mode(0o000)).unwrap();
     let provider = NativeSandboxes::new(NativeOptions::default()).unwrap();
     let mut kept = provider.create(&spec).unwrap();
     let hour = Duration::from_hours(1);
