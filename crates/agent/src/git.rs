@@ -16,9 +16,16 @@ use patchwright_core::{ExecRequest, ExecStatus, Sandbox, SandboxError};
 const TIMEOUT: Duration = Duration::from_mins(5);
 
 /// Any `.git` below the working directory goes, whether or not git is there to make a new one;
-/// no configuration of the root or the home is read, no template, hook or filter runs.
+/// no configuration of the root or the home is read, no template, hook or filter runs. A small
+/// image may have no `find`.
 const SCRIPT: &str = "
-find . -name .git -prune -exec rm -rf -- {} + || exit 1
+if command -v find >/dev/null 2>&1; then
+    find . -name .git -prune -exec rm -rf -- {} + || exit 1
+else
+    shopt -s globstar nullglob dotglob || exit 1
+    set -- **/.git
+    test $# = 0 || rm -rf -- \"$@\" || exit 1
+fi
 command -v git >/dev/null 2>&1 || exit 3
 export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_SYSTEM=/dev/null GIT_CONFIG_GLOBAL=/dev/null
 export GIT_AUTHOR_NAME=base GIT_AUTHOR_EMAIL=base@localhost GIT_AUTHOR_DATE='946684800 +0000'

@@ -207,7 +207,7 @@ mod tests {
             json!({"image_name": "a/b:c", "repo": "/"}),
             json!({"image_name": "a/b:c", "files": {"a.py": ""}}),
         ] {
-            assert!(!runs_in_image(&task(other.clone())), "{other}");
+            assert!(!runs_in_image(&task(&other)), "{other}");
         }
     }
 
