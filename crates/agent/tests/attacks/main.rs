@@ -4,7 +4,7 @@
 //! An attack is a patch of a scripted agent. What must hold: it is unsolved, and where a layer
 //! has seen through it, it is reported as a cheat. `layers.rs` shows for each layer an attack that
 //! succeeds with that layer off. Attacks that need pytest run where `PATCHWRIGHT_RELEASES` names a
-//! directory of `scripts/fetch_releases.sh`, and say so where not.
+//! `tasks.jsonl` of real releases (see CONTRIBUTING.md), and say so where not.
 
 #[path = "../agent/common.rs"]
 #[expect(dead_code, reason = "shared with the other tests, which use more of it")]
