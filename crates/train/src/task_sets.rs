@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use patchwright_core::{RepoSource, SandboxProvider, TaskInstance};
 use patchwright_tasks::import::{BadKind, Format, TaskReader};
+use patchwright_tasks::impossible::{is_impossible, mix_impossible};
 use patchwright_tasks::rows::read_task_set;
 use patchwright_tasks::source::prepare_repo;
 use patchwright_tasks::validate::{BuildOptions, BuildWatch, EmbeddedRepo, build_task_set_watched};
@@ -60,6 +61,10 @@ pub fn task_sets(
         )));
         if name == "train" {
             sets.train = tasks;
+            let num = mix_canaries(&mut sets.train, recipe);
+            if num > 0 {
+                observer.event(&RunEvent::Notice(format!("task set train: {num} are canaries")));
+            }
             keep_away(&sets.train, &recipe.keep_away)?;
         } else {
             check_disjoint(&sets.train, name, &tasks)?;
@@ -180,6 +185,21 @@ pub fn check_disjoint(
         .map_err(|error| TrainError::setup(format!("task set {name}"), error.to_string()))
 }
 
+/// Replaces a share of the tasks by canaries, which no honest patch solves. Returns how many.
+fn mix_canaries(train: &mut [Arc<Task>], recipe: &TasksRecipe) -> usize {
+    if recipe.impossible_share == 0.0 {
+        return 0;
+    }
+    let mut instances: Vec<TaskInstance> = train.iter().map(|task| task.instance.clone()).collect();
+    let num = mix_impossible(&mut instances, recipe.impossible_share, recipe.seed);
+    for (task, instance) in train.iter_mut().zip(instances) {
+        if is_impossible(&instance) {
+            *task = Arc::new(Task { instance, repo: task.repo.clone() });
+        }
+    }
+    num
+}
+
 /// Refuses a train set that shares anything with the sets at `paths`, which are read row by row.
 fn keep_away(train: &[Arc<Task>], paths: &[String]) -> Result<(), TrainError> {
     if paths.is_empty() {
@@ -239,13 +259,17 @@ fn ready(instances: Vec<TaskInstance>, watch: &Watch<'_>) -> Result<Vec<Arc<Task
 mod tests {
     use std::collections::BTreeSet;
     use std::path::Path;
+    use std::sync::Arc;
 
     use patchwright_core::{Sandbox, SandboxError, SandboxProvider, SandboxSpec};
 
-    use super::{check_disjoint, generated_repos, keep_away, prepare_tasks, task_sets};
+    use super::{
+        check_disjoint, generated_repos, is_impossible, keep_away, mix_canaries, prepare_tasks,
+        task_sets,
+    };
     use crate::error::TrainError;
     use crate::events::{CancelToken, Silent};
-    use crate::recipe::{Recipe, TaskSetRecipe, TaskSource};
+    use crate::recipe::{Recipe, TaskSetRecipe, TaskSource, TasksRecipe};
     use crate::testing::tasks;
 
     #[test]
@@ -254,6 +278,36 @@ mod tests {
         assert!(check_disjoint(&train, "held-out", &tasks("b", 3)).is_ok());
         let error = check_disjoint(&train, "held-out", &tasks("a", 1)).unwrap_err().to_string();
         assert!(error.starts_with("task set held-out: instance a-0"), "{error}");
+    }
+
+    #[test]
+    fn a_share_of_training_is_canaries() {
+        let test_patch = "diff --git a/test_m.py b/test_m.py\nnew file mode 100644\n\
+            --- /dev/null\n+++ b/test_m.py\n@@ -0,0 +1,4 @@\n+import unittest\n\
+            +class TestA(unittest.TestCase):\n+    def test_0(self):\n+        assert 0\n";
+        let made = |share| {
+            let mut train = tasks("a", 40);
+            for task in &mut train {
+                let task = Arc::make_mut(task);
+                task.instance.test_patch = test_patch.to_owned();
+                task.instance.fail_to_pass = vec!["test_m.TestA.test_0".to_owned()];
+                task.instance.install_config.log_parser = "unittest".to_owned();
+            }
+            let recipe = TasksRecipe { impossible_share: share, ..TasksRecipe::default() };
+            let num = mix_canaries(&mut train, &recipe);
+            let canaries: Vec<String> = train
+                .iter()
+                .filter(|task| is_impossible(&task.instance))
+                .map(|task| task.instance.instance_id.clone())
+                .collect();
+            assert_eq!(num, canaries.len());
+            canaries
+        };
+        assert_eq!(made(0.0), [""; 0]);
+        let canaries = made(0.1);
+        assert_eq!(canaries.len(), 4);
+        assert!(canaries.iter().all(|id| id.ends_with("-canary")), "{canaries:?}");
+        assert_eq!(made(0.1), canaries);
     }
 
     #[test]

@@ -72,6 +72,11 @@ impl Recipe {
             "tasks.keep_away",
             "must list files or directories",
         )?;
+        check.that(
+            (0.0..=0.5).contains(&self.tasks.impossible_share),
+            "tasks.impossible_share",
+            "must be between 0 and 0.5",
+        )?;
         if let Err(reason) = self.filter.check() {
             let (key, reason) = reason.split_once(": ").unwrap_or(("", &reason));
             return check.that(false, &format!("filter.{key}"), reason);

@@ -153,6 +153,10 @@ pub struct TasksRecipe {
     /// nothing with, such as the splits that a finished policy will be measured on. Training is
     /// refused when it would: see `tasks.train`.
     pub keep_away: Vec<String>,
+    /// Share of the train set that is replaced by canaries: the same tasks with one more hidden
+    /// test, which contradicts the others, so that no honest patch passes. A pass is reported as a
+    /// cheat and never rewarded. 0.02 to 0.05 watch a long run for reward hacking.
+    pub impossible_share: f64,
     /// The pool that RFT and RL draw from. It is refused when it shares an instance, a repository
     /// at the same commit, a gold patch or a source file with a set that is evaluated on or kept
     /// away from; where one side names no commit, the repository alone decides.
@@ -170,6 +174,7 @@ impl Default for TasksRecipe {
             seed: 0,
             issue_style: IssueStyle::Compact,
             keep_away: Vec::new(),
+            impossible_share: 0.0,
             train: TaskSetRecipe {
                 source: TaskSource::Generated,
                 num_instances: 2000,
