@@ -37,11 +37,11 @@ git symbolic-ref HEAD refs/heads/main
 quiet='-c core.logAllRefUpdates=false -c core.autocrlf=false -c core.safecrlf=false -c gc.auto=0'
 quiet=\"$quiet -c core.hooksPath=/dev/null -c core.attributesFile=/dev/null -c core.fsmonitor=false\"
 git $quiet add -A
-git $quiet commit -q --allow-empty --no-verify --no-gpg-sign -m base
+commit=$(git commit-tree -m base $(git write-tree))
+git $quiet update-ref refs/heads/main $commit
 git $quiet repack -a -d -q
 git config user.name agent
 git config user.email agent@localhost
-rm -f .git/COMMIT_EDITMSG
 ";
 
 /// Replaces the repository's history at `workdir` by the base commit, in a sandbox in which nothing
