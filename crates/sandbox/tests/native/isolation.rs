@@ -140,7 +140,7 @@ fn there_are_no_powers() {
         "rm /etc/passwd",
         "ln -sf /tmp /bin",
         "date -s 2001-01-01",
-        "renice -n -5 $$",
+        "renice -n -20 $$",
         "su -c true",
         "gdb -p 1 -batch",
         "cat /proc/1/mem",
