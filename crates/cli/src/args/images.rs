@@ -51,7 +51,7 @@ pub struct ImagesListArgs {
     Names have Docker's defaults. Without --username, the credentials of `docker login` are used.\n\
     A pull that was interrupted goes on where it stopped.")]
 pub struct ImagesPullArgs {
-    /// [HOST[:PORT]/]NAME[:TAG][@DIGEST]; several are pulled one after the other
+    /// Such as debian:12, 127.0.0.1:5000/name:tag or name@sha256:…; several are pulled one after the other
     #[arg(value_name = "REFERENCE", required = true)]
     pub references: Vec<String>,
     /// Operating system and architecture [default: this machine's]

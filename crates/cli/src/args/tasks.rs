@@ -168,7 +168,7 @@ pub struct FilterArgs {
     /// The new JSONL file; without it the rules are only counted
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Shipped recipe or recipe file whose section [filter] holds the thresholds
+    /// Shipped recipe or recipe file whose filter section holds the thresholds
     #[arg(long, value_name = "RECIPE", default_value = "swe-rebench")]
     pub recipe: String,
     /// Sets one value of the recipe, such as filter.max_modified_files=5

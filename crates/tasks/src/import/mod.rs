@@ -3,7 +3,7 @@
 //! directories of them, read one row at a time.
 //!
 //! A row that is bad is an item like any other ([`BadRow`]): whoever reads decides whether to go
-//! on. What is made uniform on the way is in [`normalise`]; everything else of a row is kept.
+//! on. What is made uniform on the way is in `normalise`; everything else of a row is kept.
 
 mod files;
 mod json;
