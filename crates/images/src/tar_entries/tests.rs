@@ -152,9 +152,10 @@ proptest! {
             builder.append_data(&mut header, name, data.as_slice()).unwrap();
         }
         let entries = read(&builder.into_inner().unwrap()).unwrap();
-        let seen: Vec<_> = entries.into_iter().map(|(entry, data)| (entry.path, data)).collect();
+        let seen: Vec<_> =
+            entries.into_iter().map(|(entry, data)| (without_dots(&entry.path), data)).collect();
         let expected: Vec<_> =
-            files.into_iter().map(|(name, data)| (tar_path(&name), data)).collect();
+            files.into_iter().map(|(name, data)| (without_dots(name.as_bytes()), data)).collect();
         prop_assert_eq!(seen, expected);
     }
 
@@ -174,8 +175,9 @@ proptest! {
     }
 }
 
-/// The crate normalises `.` away when it writes.
-fn tar_path(name: &str) -> Vec<u8> {
-    let path: std::path::PathBuf = std::path::Path::new(name).components().collect();
-    path.to_str().unwrap().as_bytes().to_vec()
+/// The crate normalises `.` away when it writes, but only in names that fit the header.
+fn without_dots(name: &[u8]) -> Vec<u8> {
+    let path: std::path::PathBuf =
+        std::path::Path::new(std::ffi::OsStr::from_bytes(name)).components().collect();
+    path.into_os_string().into_vec()
 }
