@@ -1,6 +1,7 @@
 //! Tars that `tar` makes, and tars that nobody should make.
 
 use std::io::Read;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use proptest::prelude::*;
 
