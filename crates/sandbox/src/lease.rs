@@ -132,7 +132,6 @@ pub(crate) struct LeasedDir {
 
 impl LeasedDir {
     /// Where it is.
-    #[cfg_attr(not(test), expect(dead_code, reason = "as for Lease::directory"))]
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -194,7 +193,6 @@ impl Lease {
     }
 
     /// Records and makes a directory (mode 0700) below `parent`, whose name starts with `prefix`.
-    #[cfg_attr(not(test), expect(dead_code, reason = "uppers on disk and snapshots will use it"))]
     pub fn directory(&self, parent: &Path, prefix: &str) -> Result<LeasedDir, LeaseError> {
         let refused =
             |why: &str| LeaseError::Directory { path: parent.to_owned(), why: why.to_owned() };

@@ -1,6 +1,6 @@
 //! The host's side: [`NativeSandboxes`] starts the helper and hands out slots.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -19,7 +19,7 @@ use rustix::net::{
 
 use crate::defence::Defences;
 use crate::keeper::MAX_CONTROL;
-use crate::lease::{Entry, Lease, LeaseError, Registry, failpoint};
+use crate::lease::{Entry, Lease, LeaseError, LeasedDir, Registry, failpoint};
 use crate::native::NativeSandbox;
 use crate::plan::{Boot, LimitsRung, Machine};
 use crate::probe::{self, Feature, FeatureStatus, trial};
@@ -220,6 +220,16 @@ impl std::fmt::Debug for NativeSandboxes {
 }
 
 impl Inner {
+    /// A directory on the host that the lease names until it is dropped.
+    pub(crate) fn directory_in(
+        &self,
+        parent: &Path,
+        prefix: &str,
+    ) -> Result<LeasedDir, SandboxError> {
+        let taken = self.lease.directory(parent, prefix);
+        taken.map_err(|error| host_error("write a snapshot", io::Error::other(error)))
+    }
+
     /// What the helper found.
     pub fn machine(&self) -> Machine {
         self.machine

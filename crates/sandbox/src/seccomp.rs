@@ -15,69 +15,16 @@
 //! libraries make it, 2 milliseconds (measured on the same kernel). And more than one error code
 //! can be told apart.
 
+mod calls;
+mod program;
+
 use std::io;
 use std::sync::OnceLock;
 
+pub use program::Instruction;
+
 use crate::plan::LimitsRung;
 use crate::wire::Refusal;
-
-/// One instruction of the kernel's classic packet filter machine, as it lies in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(C)]
-pub struct Instruction {
-    code: u16,
-    if_true: u8,
-    if_false: u8,
-    k: u32,
-}
-
-const LOAD: u16 = 0x20;
-const AND: u16 = 0x54;
-const JUMP: u16 = 0x05;
-const IF_EQUAL: u16 = 0x15;
-const IF_AT_LEAST: u16 = 0x35;
-const IF_ANY_BIT: u16 = 0x45;
-const RETURN: u16 = 0x06;
-
-/// Where `struct seccomp_data` has the number, the architecture and an argument's low half.
-const NUMBER: u32 = 0;
-const ARCHITECTURE: u32 = 4;
-const fn argument(n: u32) -> u32 {
-    16 + 8 * n
-}
-
-#[cfg(target_arch = "x86_64")]
-const THIS_ARCHITECTURE: u32 = 0xC000_003E;
-#[cfg(target_arch = "aarch64")]
-const THIS_ARCHITECTURE: u32 = 0xC000_00B7;
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-compile_error!("sandboxes need this architecture's system calls: add its audit number here");
-
-/// Bit that marks the x32 calls of x86-64; no other architecture has numbers that large.
-const X32: u32 = 0x4000_0000;
-/// The first number that this list knows nothing of.
-const UNKNOWN: u32 = 470;
-
-/// What becomes of a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Allow,
-    /// Fails with this error; 0 succeeds without doing anything.
-    Fail(i32),
-    Kill,
-    /// No namespaces among the flags, which are the first argument.
-    CloneFlags,
-    /// A family of sockets that stays inside.
-    SocketFamily,
-    /// Pairs of `AF_UNIX`.
-    PairFamily,
-    /// No typing into, or changing, somebody's terminal.
-    TerminalRequest,
-    /// An execution domain that differs in harmless ways.
-    Domain,
-    /// No device nodes; the mode is this argument. Overlay takes one for a deletion.
-    NodeMode(u32),
-}
 
 /// A compiled filter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,14 +35,7 @@ impl Filter {
     /// memory that no process needs to have mapped (`memfd_create`) are refused too: it could not
     /// see them.
     pub fn compile(rung: LimitsRung) -> Self {
-        let mut program = vec![
-            load(ARCHITECTURE),
-            jump(IF_EQUAL, THIS_ARCHITECTURE, 1, 0),
-            verdict(Verdict::Kill),
-            load(NUMBER),
-        ];
-        program.extend(search(&ranges(&verdicts(rung))));
-        Self(program)
+        Self(program::assemble(&calls::verdicts(rung)))
     }
 
     /// The program, for the kernel.
@@ -125,258 +65,12 @@ fn is_available() -> io::Result<()> {
     crate::sys::filter_action_is_known(libc::SECCOMP_RET_KILL_PROCESS)
 }
 
-const fn instruction(code: u16, k: u32) -> Instruction {
-    Instruction { code, if_true: 0, if_false: 0, k }
-}
-
-const fn load(offset: u32) -> Instruction {
-    instruction(LOAD, offset)
-}
-
-const fn jump(code: u16, k: u32, if_true: u8, if_false: u8) -> Instruction {
-    Instruction { code, if_true, if_false, k }
-}
-
-fn verdict(verdict: Verdict) -> Instruction {
-    instruction(
-        RETURN,
-        match verdict {
-            Verdict::Allow => libc::SECCOMP_RET_ALLOW,
-            Verdict::Fail(errno) => libc::SECCOMP_RET_ERRNO | errno as u32,
-            _ => libc::SECCOMP_RET_KILL_PROCESS,
-        },
-    )
-}
-
-/// `found` for these values of an argument (its bits under `mask`), `other` for the rest.
-fn among(offset: u32, mask: u32, values: &[u32], (found, other): (Verdict, Verdict)) -> Program {
-    let mut program = vec![load(offset)];
-    if mask != u32::MAX {
-        program.push(instruction(AND, mask));
-    }
-    for (n, value) in values.iter().enumerate() {
-        program.push(jump(IF_EQUAL, *value, (values.len() - n) as u8, 0));
-    }
-    program.extend([verdict(other), verdict(found)]);
-    program
-}
-
-type Program = Vec<Instruction>;
-
-/// What is done once a number is known. Ends in a return on every way.
-fn leaf(what: Verdict) -> Program {
-    let family = (Verdict::Allow, Verdict::Fail(libc::EAFNOSUPPORT));
-    let unless = (Verdict::Fail(libc::EPERM), Verdict::Allow);
-    match what {
-        Verdict::Allow | Verdict::Fail(_) | Verdict::Kill => vec![verdict(what)],
-        Verdict::CloneFlags => vec![
-            load(argument(0)),
-            jump(IF_ANY_BIT, NAMESPACES as u32, 0, 1),
-            verdict(Verdict::Fail(libc::EPERM)),
-            verdict(Verdict::Allow),
-        ],
-        Verdict::SocketFamily => {
-            let inside = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6].map(|f| f as u32);
-            let mut program =
-                vec![load(argument(0)), jump(IF_EQUAL, libc::AF_NETLINK as u32, 0, 4)];
-            // Netlink only of the kind that lists interfaces and addresses.
-            program.extend(among(argument(2), u32::MAX, &[0], family));
-            program.extend(among(argument(0), u32::MAX, &inside, family));
-            program
-        }
-        Verdict::PairFamily => among(argument(0), u32::MAX, &[libc::AF_UNIX as u32], family),
-        Verdict::TerminalRequest => {
-            let refused = [libc::TIOCSTI as u32, TIOCLINUX, TIOCCONS, TIOCSETD];
-            among(argument(1), u32::MAX, &refused, unless)
-        }
-        Verdict::Domain => {
-            let harmless = [0, 8, 0x2_0000, 0x2_0008, u32::MAX];
-            among(argument(0), u32::MAX, &harmless, (Verdict::Allow, Verdict::Fail(libc::EPERM)))
-        }
-        Verdict::NodeMode(at) => {
-            among(argument(at), libc::S_IFMT, &[libc::S_IFCHR, libc::S_IFBLK], unless)
-        }
-    }
-}
-
-const TIOCLINUX: u32 = 0x541C;
-const TIOCCONS: u32 = 0x541D;
-const TIOCSETD: u32 = 0x5423;
-const NAMESPACES: i32 = libc::CLONE_NEWNS
-    | libc::CLONE_NEWCGROUP
-    | libc::CLONE_NEWUTS
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWUSER
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET;
-
-/// First numbers of ranges with one verdict, in order, from 0 to the end of all numbers.
-fn ranges(known: &[(u32, Verdict)]) -> Vec<(u32, Verdict)> {
-    let mut known = known.to_vec();
-    known.sort_by_key(|(number, _)| *number);
-    let mut out: Vec<(u32, Verdict)> = Vec::new();
-    let mut push = |number: u32, verdict: Verdict| {
-        if out.last().is_none_or(|(_, last)| *last != verdict) {
-            out.push((number, verdict));
-        }
-    };
-    let mut next = 0;
-    for (number, verdict) in known {
-        if number > next {
-            push(next, Verdict::Fail(libc::EPERM));
-        }
-        push(number, verdict);
-        next = number + 1;
-    }
-    if next < UNKNOWN {
-        push(next, Verdict::Fail(libc::EPERM));
-    }
-    push(UNKNOWN, Verdict::Fail(libc::ENOSYS));
-    push(X32, Verdict::Kill);
-    out
-}
-
-/// A binary search for the range that the loaded number is in.
-fn search(ranges: &[(u32, Verdict)]) -> Program {
-    let [first, .., _] = ranges else {
-        return ranges.first().map_or_else(|| vec![verdict(Verdict::Kill)], |(_, v)| leaf(*v));
-    };
-    let middle = ranges.len() / 2;
-    debug_assert!(first.0 < ranges[middle].0);
-    let (below, above) = (search(&ranges[..middle]), search(&ranges[middle..]));
-    let start = ranges[middle].0;
-    let mut program = match u8::try_from(below.len()) {
-        Ok(over) => vec![jump(IF_AT_LEAST, start, over, 0)],
-        // Conditions jump no further than a byte says.
-        Err(_) => {
-            vec![jump(IF_AT_LEAST, start, 0, 1), instruction(JUMP, below.len() as u32)]
-        }
-    };
-    program.extend(below);
-    program.extend(above);
-    program
-}
-
-/// Every number that is not simply refused.
-fn verdicts(rung: LimitsRung) -> Vec<(u32, Verdict)> {
-    let mut out: Vec<_> = ALLOWED
-        .iter()
-        .chain(OF_THIS_ARCHITECTURE)
-        .chain(NEW)
-        .map(|number| (*number as u32, Verdict::Allow))
-        .collect();
-    let mut special = vec![
-        (libc::SYS_clone, Verdict::CloneFlags),
-        (libc::SYS_clone3, Verdict::Fail(libc::ENOSYS)),
-        (libc::SYS_socket, Verdict::SocketFamily),
-        (libc::SYS_socketpair, Verdict::PairFamily),
-        (libc::SYS_ioctl, Verdict::TerminalRequest),
-        (libc::SYS_personality, Verdict::Domain),
-        (libc::SYS_mknodat, Verdict::NodeMode(2)),
-        // It would write out the whole machine's files; a sandbox has none that last.
-        (libc::SYS_sync, Verdict::Fail(0)),
-    ];
-    #[cfg(target_arch = "x86_64")]
-    special.push((libc::SYS_mknod, Verdict::NodeMode(1)));
-    let files_in_memory = match rung {
-        LimitsRung::Watchdog => Verdict::Fail(libc::ENOSYS),
-        _ => Verdict::Allow,
-    };
-    special.push((libc::SYS_memfd_create, files_in_memory));
-    out.extend(special.into_iter().map(|(number, verdict)| (number as u32, verdict)));
-    out
-}
-
-/// A list of `libc::SYS_*` by their names.
-macro_rules! calls {
-    ($($name:ident)*) => {{
-        use libc::*;
-        &[$($name),*]
-    }};
-}
-
-/// Calls that every architecture has.
-#[rustfmt::skip]
-const ALLOWED: &[libc::c_long] = calls![
-    // Files.
-    SYS_openat SYS_openat2 SYS_close SYS_close_range SYS_read SYS_write SYS_readv SYS_writev
-    SYS_pread64 SYS_pwrite64 SYS_preadv SYS_pwritev SYS_preadv2 SYS_pwritev2 SYS_lseek
-    SYS_fstat SYS_newfstatat SYS_statx SYS_statfs SYS_fstatfs SYS_faccessat SYS_faccessat2
-    SYS_getdents64 SYS_getcwd SYS_chdir SYS_fchdir SYS_readlinkat SYS_umask
-    SYS_mkdirat SYS_unlinkat SYS_linkat SYS_symlinkat SYS_renameat2
-    SYS_fchmod SYS_fchmodat SYS_fchown SYS_fchownat SYS_utimensat SYS_truncate SYS_ftruncate
-    SYS_fallocate SYS_fadvise64 SYS_readahead SYS_fsync SYS_fdatasync SYS_syncfs
-    SYS_copy_file_range SYS_sendfile SYS_splice SYS_tee SYS_vmsplice SYS_flock SYS_fcntl
-    SYS_dup SYS_dup3 SYS_pipe2
-    SYS_setxattr SYS_lsetxattr SYS_fsetxattr SYS_getxattr SYS_lgetxattr SYS_fgetxattr
-    SYS_listxattr SYS_llistxattr SYS_flistxattr SYS_removexattr SYS_lremovexattr
-    SYS_fremovexattr SYS_inotify_init1 SYS_inotify_add_watch SYS_inotify_rm_watch
-    SYS_io_setup SYS_io_destroy SYS_io_submit SYS_io_cancel SYS_io_getevents
-    // Waiting.
-    SYS_pselect6 SYS_ppoll SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_epoll_pwait2
-    SYS_eventfd2 SYS_signalfd4 SYS_timerfd_create SYS_timerfd_settime SYS_timerfd_gettime
-    SYS_futex SYS_futex_waitv SYS_set_robust_list SYS_get_robust_list
-    SYS_nanosleep SYS_clock_nanosleep SYS_restart_syscall
-    // Memory.
-    SYS_mmap SYS_munmap SYS_mremap SYS_mprotect SYS_msync SYS_madvise SYS_mincore SYS_brk
-    SYS_mlock SYS_mlock2 SYS_munlock SYS_mlockall SYS_munlockall SYS_remap_file_pages
-    SYS_pkey_mprotect SYS_pkey_alloc SYS_pkey_free SYS_mseal SYS_membarrier SYS_rseq
-    // Processes, threads and signals.
-    SYS_execve SYS_execveat SYS_exit SYS_exit_group SYS_wait4 SYS_waitid SYS_set_tid_address
-    SYS_kill SYS_tkill SYS_tgkill SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigreturn
-    SYS_rt_sigpending SYS_rt_sigsuspend SYS_rt_sigtimedwait SYS_rt_sigqueueinfo
-    SYS_rt_tgsigqueueinfo SYS_sigaltstack SYS_pidfd_open SYS_pidfd_send_signal
-    SYS_getpid SYS_getppid SYS_gettid SYS_getpgid SYS_setpgid SYS_getsid SYS_setsid
-    SYS_prctl SYS_prlimit64 SYS_getrusage SYS_times SYS_getcpu SYS_getpriority SYS_setpriority
-    SYS_ioprio_get SYS_ioprio_set SYS_sched_yield SYS_sched_getaffinity SYS_sched_setaffinity
-    SYS_sched_getparam SYS_sched_setparam SYS_sched_getscheduler SYS_sched_setscheduler
-    SYS_sched_get_priority_max SYS_sched_get_priority_min SYS_sched_rr_get_interval
-    SYS_sched_getattr SYS_sched_setattr SYS_seccomp
-    SYS_landlock_create_ruleset SYS_landlock_add_rule SYS_landlock_restrict_self
-    // Users: there is one, so that the setters change nothing.
-    SYS_getuid SYS_geteuid SYS_getgid SYS_getegid SYS_getgroups SYS_getresuid SYS_getresgid
-    SYS_setuid SYS_setgid SYS_setreuid SYS_setregid SYS_setresuid SYS_setresgid
-    SYS_setfsuid SYS_setfsgid SYS_setgroups SYS_capget SYS_capset
-    // Time.
-    SYS_clock_gettime SYS_clock_getres SYS_gettimeofday SYS_getitimer SYS_setitimer
-    SYS_timer_create SYS_timer_settime SYS_timer_gettime SYS_timer_getoverrun SYS_timer_delete
-    // Sockets, once made, and messages between processes.
-    SYS_bind SYS_listen SYS_accept SYS_accept4 SYS_connect SYS_getsockname SYS_getpeername
-    SYS_sendto SYS_recvfrom SYS_sendmsg SYS_recvmsg SYS_sendmmsg SYS_recvmmsg
-    SYS_setsockopt SYS_getsockopt SYS_shutdown
-    SYS_mq_open SYS_mq_unlink SYS_mq_timedsend SYS_mq_timedreceive SYS_mq_notify
-    SYS_mq_getsetattr SYS_msgget SYS_msgsnd SYS_msgrcv SYS_msgctl SYS_semget SYS_semop
-    SYS_semctl SYS_semtimedop SYS_shmget SYS_shmat SYS_shmdt SYS_shmctl
-    // The machine, to look at.
-    SYS_uname SYS_sysinfo SYS_getrandom
-];
-
-/// Calls that only this architecture has.
-#[cfg(target_arch = "x86_64")]
-#[rustfmt::skip]
-const OF_THIS_ARCHITECTURE: &[libc::c_long] = calls![
-    SYS_open SYS_creat SYS_stat SYS_lstat SYS_access SYS_getdents SYS_readlink SYS_mkdir
-    SYS_rmdir SYS_link SYS_unlink SYS_symlink SYS_rename SYS_renameat SYS_chmod SYS_chown
-    SYS_lchown SYS_utime SYS_utimes SYS_futimesat SYS_sync_file_range SYS_dup2 SYS_pipe
-    SYS_inotify_init SYS_poll SYS_select SYS_epoll_create SYS_epoll_wait SYS_eventfd
-    SYS_signalfd SYS_pause SYS_alarm SYS_time SYS_fork SYS_vfork SYS_getpgrp SYS_getrlimit
-    SYS_setrlimit SYS_arch_prctl SYS_set_thread_area SYS_get_thread_area
-];
-/// Calls that only this architecture has: `renameat`, `sync_file_range`, `getrlimit` and
-/// `setrlimit`.
-#[cfg(target_arch = "aarch64")]
-const OF_THIS_ARCHITECTURE: &[libc::c_long] = &[38, 84, 163, 164];
-
-/// Calls whose number is the same everywhere: `cachestat`, `fchmodat2`, `map_shadow_stack`,
-/// `futex_wake`, `futex_wait`, `futex_requeue`, `setxattrat`, `getxattrat`, `listxattrat`,
-/// `removexattrat`, `file_getattr`, `file_setattr`.
-const NEW: &[libc::c_long] = &[451, 452, 453, 454, 455, 456, 463, 464, 465, 466, 468, 469];
-
 #[cfg(test)]
 mod tests {
-    use super::{
-        AND, ARCHITECTURE, Filter, IF_ANY_BIT, IF_AT_LEAST, IF_EQUAL, JUMP, LOAD, NUMBER, RETURN,
-        THIS_ARCHITECTURE, argument,
+    use super::Filter;
+    use super::program::{
+        AND, ARCHITECTURE, IF_ANY_BIT, IF_AT_LEAST, IF_EQUAL, JUMP, LOAD, NUMBER, RETURN,
+        THIS_ARCHITECTURE, UNKNOWN, Verdict, X32, argument,
     };
     use crate::plan::LimitsRung;
 
@@ -433,21 +127,19 @@ mod tests {
     fn the_tree_answers_every_number_as_the_list_does() {
         for rung in [LimitsRung::CgroupV1, LimitsRung::Watchdog] {
             let filter = Filter::compile(rung);
-            let list = super::verdicts(rung);
+            let list = super::calls::verdicts(rung);
             let numbers: std::collections::BTreeSet<_> = list.iter().map(|(n, _)| *n).collect();
             assert_eq!(numbers.len(), list.len(), "a number is listed twice");
-            for number in (0..2000).chain([0x3fff_ffff, super::X32, super::X32 + 1, u32::MAX]) {
+            for number in (0..2000).chain([0x3fff_ffff, X32, X32 + 1, u32::MAX]) {
                 let (got, steps) = run(&filter, THIS_ARCHITECTURE, number, [0; 6]);
                 let listed = list.iter().find(|(n, _)| *n == number).map(|(_, v)| *v);
                 let expected = match listed {
-                    Some(super::Verdict::Fail(errno)) => fails(errno),
+                    Some(Verdict::Fail(errno)) => fails(errno),
                     // With arguments of zero.
-                    Some(super::Verdict::SocketFamily | super::Verdict::PairFamily) => {
-                        fails(libc::EAFNOSUPPORT)
-                    }
+                    Some(Verdict::SocketFamily | Verdict::PairFamily) => fails(libc::EAFNOSUPPORT),
                     Some(_) => ALLOW,
-                    None if number >= super::X32 => KILL,
-                    None if number >= super::UNKNOWN => fails(libc::ENOSYS),
+                    None if number >= X32 => KILL,
+                    None if number >= UNKNOWN => fails(libc::ENOSYS),
                     None => fails(libc::EPERM),
                 };
                 assert_eq!(got, expected, "{number}");

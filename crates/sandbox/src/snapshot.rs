@@ -13,9 +13,8 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use patchwright_core::{RepoSource, SandboxError, SandboxSpec};
 use rustix::fs::{FileType, Mode, OFlags};
@@ -45,16 +44,19 @@ impl NativeSandbox {
     pub(crate) fn save(&mut self, to: &Path) -> Result<(), SandboxError> {
         self.wake()?;
         let identity = identity(self)?;
-        let temporary = beside(to)?;
-        let written = self.write_snapshot(&temporary, identity).and_then(|()| {
-            fs::rename(&temporary, to)
-                .and_then(|()| sync_parent(to))
-                .map_err(|error| host_error(&format!("write {}", to.display()), error))
-        });
-        if written.is_err() {
-            let _ = fs::remove_file(&temporary);
+        if to.file_name().is_none() {
+            return Err(SandboxError::Path {
+                path: to.display().to_string(),
+                reason: "is not the name of a file".to_owned(),
+            });
         }
-        written
+        // Recorded, so that what a program leaves here when it is killed is found and removed.
+        let place = self.inner.directory_in(parent(to), ".patchwright-snapshot")?;
+        let temporary = place.path().join("snapshot");
+        self.write_snapshot(&temporary, identity)?;
+        fs::rename(&temporary, to)
+            .and_then(|()| File::open(parent(to))?.sync_all())
+            .map_err(|error| host_error(&format!("write {}", to.display()), error))
     }
 
     fn write_snapshot(&mut self, at: &Path, identity: Sum) -> Result<(), SandboxError> {
@@ -146,24 +148,9 @@ fn describe(error: &io::Error) -> String {
     }
 }
 
-/// A name beside `to` that no other snapshot uses.
-fn beside(to: &Path) -> Result<PathBuf, SandboxError> {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let name = to.file_name().ok_or_else(|| SandboxError::Path {
-        path: to.display().to_string(),
-        reason: "is not the name of a file".to_owned(),
-    })?;
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let mut temporary = std::ffi::OsString::from(".");
-    temporary.push(name);
-    temporary.push(format!(".{}-{number}", std::process::id()));
-    Ok(to.with_file_name(temporary))
-}
-
-/// Makes a rename last through a loss of power.
-fn sync_parent(to: &Path) -> io::Result<()> {
-    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+/// The directory that a file is in.
+fn parent(to: &Path) -> &Path {
+    to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// A writer that sums what passes.

@@ -2,6 +2,7 @@
 
 pub mod environment;
 pub mod filter;
+mod finished;
 pub mod generated;
 pub mod harbor;
 pub mod import;

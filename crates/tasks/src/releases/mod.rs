@@ -30,6 +30,7 @@ use patchwright_core::{SandboxProvider, TaskError, TaskInstance};
 use serde::{Deserialize, Serialize};
 
 use crate::environment::{EnvironmentError, Pip, Watch, key};
+use crate::finished;
 use crate::validate::suite::SuiteLimits;
 
 /// Raised whenever the same pair would give another task.
@@ -228,13 +229,8 @@ fn one(
     let repeats = options.repeats.max(2).to_string();
     let name =
         key(&[VERSION, crate::validate::suite::RUNNER, &pip.python_version, &repeats, &text]);
-    let dir = options.cache_dir.join("pairs");
-    let place = dir.join(format!("{name}.json"));
-    if let Some(found) = std::fs::read(&place)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice::<PairResult>(&bytes).ok())
-        .filter(is_there)
-    {
+    let place = options.cache_dir.join("pairs").join(format!("{name}.json"));
+    if let Some(found) = finished::read::<PairResult>(&place).filter(is_there) {
         let report = PairReport { cached: true, ..found.report };
         return Ok(PairResult { report, ..found });
     }
@@ -263,17 +259,7 @@ fn one(
     };
     let result = PairResult { report, task };
     if lasting {
-        let write = || -> std::io::Result<()> {
-            std::fs::create_dir_all(&dir)?;
-            let mut part = tempfile::NamedTempFile::new_in(&dir)?;
-            serde_json::to_writer(&mut part, &result)?;
-            part.persist(&place)?;
-            Ok(())
-        };
-        write().map_err(|source| TaskError::Io {
-            context: format!("writing {}", place.display()),
-            source,
-        })?;
+        finished::write(&place, &result)?;
     }
     Ok(result)
 }

@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use patchwright_core::{TaskError, TaskInstance};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::finished;
 
 use super::{BuildOptions, BuildReport, EmbeddedRepo, driver::DRIVER};
 
@@ -52,37 +53,21 @@ impl Entry {
         Some((instances.ok()?, BuildReport { cached: true, ..head.report }))
     }
 
-    /// Writes the set beside its place and moves it there, so that a reader finds all or nothing.
+    /// Writes the set so that a reader finds all or nothing.
     pub fn write(&self, instances: &[TaskInstance], report: &BuildReport) -> Result<(), TaskError> {
+        let line = |value: Result<String, serde_json::Error>| {
+            value.map(|text| text + "\n").map_err(|e| TaskError::Io {
+                context: format!("writing {}", self.path.display()),
+                source: e.into(),
+            })
+        };
         let mut body = String::new();
         for instance in instances {
-            let line = serde_json::to_string(instance)
-                .map_err(|e| self.failure(std::io::Error::other(e)))?;
-            body.push_str(&line);
-            body.push('\n');
+            body += &line(serde_json::to_string(instance))?;
         }
         let head = Head { report: report.clone(), sha256: hex(body.as_bytes()) };
-        let head =
-            serde_json::to_string(&head).map_err(|e| self.failure(std::io::Error::other(e)))?;
-        let partial = self.path.with_extension(format!("{}.partial", std::process::id()));
-        let write = || -> std::io::Result<()> {
-            if let Some(dir) = self.path.parent() {
-                fs::create_dir_all(dir)?;
-            }
-            let mut file = fs::File::create(&partial)?;
-            writeln!(file, "{head}")?;
-            file.write_all(body.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&partial, &self.path)
-        };
-        write().map_err(|e| {
-            let _ = fs::remove_file(&partial);
-            self.failure(e)
-        })
-    }
-
-    fn failure(&self, source: std::io::Error) -> TaskError {
-        TaskError::Io { context: format!("writing the task cache {}", self.path.display()), source }
+        let text = line(serde_json::to_string(&head))? + &body;
+        finished::write_bytes(&self.path, text.as_bytes())
     }
 }
 

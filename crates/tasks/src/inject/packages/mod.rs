@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::InjectOptions;
 use crate::environment::{Pip, Watch, key};
+use crate::finished;
 use crate::validate::suite::SuiteLimits;
 pub use warm::Failure;
 
@@ -211,11 +212,8 @@ fn one(spec: &PackageSpec, quota: usize, maker: &site::Maker<'_>) -> Result<Fini
         .map_err(|e| TaskError::Validation(format!("the key of the cache: {e}")))?;
     let name = release.dir.display().to_string();
     let parts = [VERSION, warm::WARM, &maker.pip.python_version, &name, &made_of];
-    let dir = options.cache_dir.join("injected");
-    let place = dir.join(format!("{}.json", key(&parts)));
-    if let Some(mut found) =
-        std::fs::read(&place).ok().and_then(|bytes| serde_json::from_slice::<Finished>(&bytes).ok())
-    {
+    let place = options.cache_dir.join("injected").join(format!("{}.json", key(&parts)));
+    if let Some(mut found) = finished::read::<Finished>(&place) {
         found.report.cached = true;
         return Ok(found);
     }
@@ -232,17 +230,7 @@ fn one(spec: &PackageSpec, quota: usize, maker: &site::Maker<'_>) -> Result<Fini
         "no bug makes a test fail".clone_into(&mut report.reason);
     }
     let finished = Finished { report, tasks };
-    let write = || -> std::io::Result<()> {
-        std::fs::create_dir_all(&dir)?;
-        let mut part = tempfile::NamedTempFile::new_in(&dir)?;
-        serde_json::to_writer(&mut part, &finished)?;
-        part.persist(&place)?;
-        Ok(())
-    };
-    write().map_err(|source| TaskError::Io {
-        context: format!("writing {}", place.display()),
-        source,
-    })?;
+    finished::write(&place, &finished)?;
     Ok(finished)
 }
 
