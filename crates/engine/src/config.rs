@@ -6,7 +6,17 @@ use patchwright_core::TrainerError;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::checkpoint::{WeightDtype, read_bounded};
 use crate::rope::RopeScaling;
+
+/// Bytes of a `config.json` at most.
+const MAX_BYTES: u64 = 16 << 20;
+/// Parameters at most: far above what fits a machine, far below an overflow.
+const MAX_PARAMETERS: u128 = 1 << 40;
+/// Elements of a table with an angle for each position and pair of dimensions at most.
+const MAX_ANGLES: usize = 1 << 30;
+/// Layers at most.
+const MAX_LAYERS: usize = 1 << 12;
 
 /// The family members this engine knows. They differ in biases and norms only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,8 +116,8 @@ impl ModelConfig {
     pub fn read(path: &Path) -> Result<Self, TrainerError> {
         let fail =
             |reason: String| TrainerError::Checkpoint { path: path.display().to_string(), reason };
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| fail(format!("cannot be read: {error}")))?;
+        let text = String::from_utf8(read_bounded(path, MAX_BYTES)?)
+            .map_err(|error| fail(format!("is not text: {error}")))?;
         Self::parse(&text).map_err(fail)
     }
 
@@ -201,6 +211,7 @@ impl ModelConfig {
         if !self.head_dim.is_multiple_of(2) {
             return Err(format!("head_dim ({}) is odd; rotation needs pairs", self.head_dim));
         }
+        self.check_size()?;
         for (name, x) in [("rope_theta", self.rope_theta), ("rms_norm_eps", self.rms_norm_eps)] {
             if !(x.is_finite() && x > 0.0) {
                 return Err(format!("{name} is {x}, expected a positive number"));
@@ -209,8 +220,42 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// The text of a `config.json` that `transformers` reads.
+    /// Refuses numbers that are each possible and together are not.
+    fn check_size(&self) -> Result<(), String> {
+        if self.num_hidden_layers > MAX_LAYERS {
+            let layers = self.num_hidden_layers;
+            return Err(format!("num_hidden_layers is {layers}, expected at most {MAX_LAYERS}"));
+        }
+        let angles = self.max_position_embeddings * self.head_dim;
+        if angles > MAX_ANGLES {
+            return Err(format!(
+                "max_position_embeddings ({}) times head_dim ({}) is more than {MAX_ANGLES}",
+                self.max_position_embeddings, self.head_dim
+            ));
+        }
+        let [hidden, ffn, vocab, layers, head_dim] = [
+            self.hidden_size,
+            self.intermediate_size,
+            self.vocab_size,
+            self.num_hidden_layers,
+            self.head_dim,
+        ]
+        .map(|count| count as u128);
+        let heads = (2 * self.num_attention_heads + 2 * self.num_key_value_heads) as u128;
+        let total = 2 * vocab * hidden + layers * hidden * (heads * head_dim + 3 * ffn);
+        if total > MAX_PARAMETERS {
+            return Err(format!("the sizes make a model of {total} parameters: too large"));
+        }
+        Ok(())
+    }
+
+    /// The text of a `config.json` that `transformers` reads, for weights in f32.
     pub fn to_json(&self) -> String {
+        self.to_json_as(WeightDtype::F32)
+    }
+
+    /// The text of a `config.json` that `transformers` reads, for weights in `dtype`.
+    pub fn to_json_as(&self, dtype: WeightDtype) -> String {
         let mut json = serde_json::json!({
             "architectures": [self.model_type.architecture()],
             "model_type": self.model_type,
@@ -231,7 +276,7 @@ impl ModelConfig {
             "rms_norm_eps": self.rms_norm_eps,
             "tie_word_embeddings": self.tie_word_embeddings,
             "hidden_act": "silu",
-            "torch_dtype": "float32",
+            "torch_dtype": dtype.torch_name(),
         });
         if self.model_type != ModelType::Qwen2 {
             json["attention_bias"] = Value::Bool(false);

@@ -82,7 +82,8 @@ impl Engine {
         Self::with_weights(weights, Moments::default(), PolicyVersion::default(), options)
     }
 
-    /// Loads a checkpoint (Hugging Face layout, F32, F16 or BF16) and serves it under its version.
+    /// Loads a checkpoint (Hugging Face layout, F32, F16 or BF16, one file or several; or a GGUF
+    /// file) and serves it under its version.
     ///
     /// # Errors
     /// [`TrainerError::Checkpoint`] naming the file, and the tensor if it is one;

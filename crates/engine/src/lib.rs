@@ -18,6 +18,7 @@ mod config;
 mod decode;
 mod engine;
 mod forward;
+mod gguf;
 mod kernels;
 mod kv_cache;
 mod microbatch;
@@ -29,8 +30,10 @@ mod scheduler;
 mod trainer;
 mod weights;
 
+pub use checkpoint::{ExportOptions, ModelSummary, WeightDtype};
 pub use config::{ModelConfig, ModelType};
 pub use engine::{Engine, EngineOptions};
+pub use gguf::{GgufFile, GgufVocabulary};
 pub use rope::RopeScaling;
 pub use sampler::{EmbeddedSampler, SamplerStats};
 pub use trainer::EmbeddedTrainer;

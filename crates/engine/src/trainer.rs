@@ -10,7 +10,7 @@ use patchwright_core::{
     TrainingSample,
 };
 
-use crate::checkpoint::{self, Checkpoint, CheckpointRef};
+use crate::checkpoint::{self, Checkpoint, CheckpointRef, ExportOptions};
 use crate::config::ModelConfig;
 use crate::engine::EngineOptions;
 use crate::kernels::math;
@@ -99,6 +99,16 @@ impl EmbeddedTrainer {
         checkpoint::check_attached_name(name).map_err(TrainerError::BadInput)?;
         self.attached.insert(name.to_owned(), bytes);
         Ok(())
+    }
+
+    /// Writes the weights, `config.json` and the attached files to the new directory `dir`, for
+    /// others to load: in the format and files that `options` says, without a trainer's state.
+    ///
+    /// # Errors
+    /// [`TrainerError::Checkpoint`], also for a weight that the format cannot hold.
+    pub fn export(&self, dir: &Path, options: &ExportOptions) -> Result<(), TrainerError> {
+        let params = &self.weights.params;
+        checkpoint::export_params(dir, self.config(), params, &self.attached, options)
     }
 
     /// The gathered gradient of each tensor by its Hugging Face name, row-major.

@@ -7,7 +7,9 @@ use std::path::Path;
 
 use common::{CrossEntropy, VARIANTS, bits, config, options, random_samples, request, sample};
 use patchwright_core::{AdamParams, PolicyVersion, Trainer, TrainerError};
-use patchwright_engine::{EmbeddedTrainer, Engine, ModelType};
+use patchwright_engine::{
+    EmbeddedTrainer, Engine, ExportOptions, GgufFile, ModelSummary, ModelType, WeightDtype,
+};
 
 const ADAM: AdamParams =
     AdamParams { lr: 0.01, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
@@ -188,7 +190,161 @@ fn a_checkpoint_is_written_whole_or_not_at_all() {
     assert!(!dir.path().join("d/junk").exists() && !dir.path().join(".d.partial").exists());
     fs::write(dir.path().join("file"), "x").unwrap();
     assert!(trainer.save(&dir.path().join("file/e")).is_err());
-    for name in ["model.safetensors", "a/b", "..", ""] {
+    for name in ["model.safetensors", "model.safetensors.index.json", "a/b", "..", ""] {
         assert!(trainer.attach_file(name, Vec::new()).is_err(), "{name:?}");
+    }
+}
+
+fn fixture(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name)
+}
+
+fn load(path: &Path) -> EmbeddedTrainer {
+    Engine::load(path, options(1)).unwrap().into_parts().0
+}
+
+/// Rounded to bf16 by `PyTorch` and split by `transformers`.
+#[test]
+fn several_files_are_one_model() {
+    let sharded = load(&fixture("sharded")).parameters();
+    for (name, values) in load(&fixture("qwen2")).parameters() {
+        for (a, b) in values.iter().zip(&sharded[&name]) {
+            assert!(
+                (a - b).abs() <= a.abs() / 256.0 && b.to_bits() & 0xffff == 0,
+                "{name}: {a} {b}"
+            );
+        }
+    }
+    let summary = ModelSummary::of(&fixture("sharded")).unwrap();
+    assert_eq!((summary.format, summary.num_files), ("safetensors", 2));
+    assert_eq!(summary.dtypes, ["BF16"]);
+    assert_eq!(summary.num_parameters, sharded.values().map(Vec::len).sum::<usize>());
+}
+
+#[test]
+fn damage_to_several_files_is_told() {
+    let error_of = |damage: &dyn Fn(&Path)| {
+        let dir = tempfile::tempdir().unwrap();
+        for entry in fs::read_dir(fixture("sharded")).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+        }
+        damage(dir.path());
+        Engine::load(dir.path(), options(1)).err().unwrap().to_string()
+    };
+    let index = "model.safetensors.index.json";
+    let shard = "model-00002-of-00002.safetensors";
+    let replace = |dir: &Path, from: &str, to: &str| {
+        let text = fs::read_to_string(dir.join(index)).unwrap();
+        fs::write(dir.join(index), text.replace(from, to)).unwrap();
+    };
+    let text = error_of(&|dir| fs::remove_file(dir.join(shard)).unwrap());
+    assert_says(&text, &[shard, "cannot be read"]);
+    let text = error_of(&|dir| replace(dir, shard, "../../etc/passwd"));
+    assert_says(&text, &[index, "is no name of a .safetensors file"]);
+    let text = error_of(&|dir| fs::write(dir.join(index), "{").unwrap());
+    assert_says(&text, &[index, "cannot be parsed"]);
+    let text = error_of(&|dir| replace(dir, "model-00001-of-00002", "model-00002-of-00002"));
+    assert_says(&text, &["tensor", "is missing"]);
+    let text = error_of(&|dir| {
+        let first = dir.join("model-00001-of-00002.safetensors");
+        fs::copy(first, dir.join(shard)).map(|_| ()).unwrap();
+    });
+    assert_says(&text, &[shard, "is in two files"]);
+}
+
+/// `goldens/make_gguf.py` wrote the same weights as llama.cpp's converter lays them out.
+#[test]
+fn gguf_files_are_the_same_models() {
+    for name in ["llama", "qwen2", "qwen3"] {
+        let path = fixture("gguf").join(format!("{name}.gguf"));
+        let (trainer, original) = (load(&path), load(&fixture(name)));
+        assert_eq!(trainer.config(), original.config());
+        assert!(flat(&trainer) == flat(&original), "{name}");
+        let summary = ModelSummary::of(&path).unwrap();
+        assert_eq!((summary.format, &summary.config), ("gguf", original.config()));
+
+        let dir = tempfile::tempdir().unwrap();
+        let (out, files) = (dir.path().join("out"), [("x.json".to_owned(), b"{}".to_vec())].into());
+        let gguf = GgufFile::open(&path).unwrap();
+        let mut told = Vec::new();
+        gguf.export(&out, &files, &ExportOptions::default(), &mut |done, total| {
+            told.push((done, total));
+            true
+        })
+        .unwrap();
+        let num_bytes = 4 * original.config().num_parameters() as u64;
+        assert_eq!(*told.last().unwrap(), (num_bytes, num_bytes));
+        assert!(flat(&load(&out)) == flat(&original));
+        assert_eq!(fs::read(out.join("x.json")).unwrap(), b"{}");
+
+        let other = dir.path().join("stopped");
+        let options = ExportOptions::default();
+        let error = gguf.export(&other, &files, &options, &mut |_, _| false).unwrap_err();
+        assert_says(&error.to_string(), &["interrupted"]);
+        assert!(!other.exists() && !dir.path().join(".stopped.partial").exists());
+    }
+}
+
+#[test]
+fn exports_are_rounded_and_split() {
+    let original = load(&fixture("qwen3"));
+    for (dtype, names, bits) in [
+        (WeightDtype::F32, "F32", 24),
+        (WeightDtype::F16, "F16", 11),
+        (WeightDtype::Bf16, "BF16", 8),
+    ] {
+        for max_shard_bytes in [1, 4000, 1 << 30] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("x");
+            let options = ExportOptions { dtype, max_shard_bytes };
+            original.export(&path, &options).unwrap();
+            let summary = ModelSummary::of(&path).unwrap();
+            assert_eq!(summary.dtypes, [names]);
+            let num_tensors = original.parameters().len();
+            match max_shard_bytes {
+                1 => assert_eq!(summary.num_files, num_tensors),
+                4000 => assert!((2..num_tensors).contains(&summary.num_files)),
+                _ => assert_eq!(summary.num_files, 1),
+            }
+            let exported = load(&path).parameters();
+            for (name, values) in original.parameters() {
+                for (a, b) in values.iter().zip(&exported[&name]) {
+                    assert!((a - b).abs() <= a.abs() * 0.5f32.powi(bits), "{name}: {a} {b}");
+                }
+            }
+        }
+    }
+    let mut wide = load(&fixture("qwen3"));
+    let norm = vec![70_000.0; wide.config().hidden_size];
+    wide.set_parameter("model.norm.weight", &norm).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let options = ExportOptions { dtype: WeightDtype::F16, ..ExportOptions::default() };
+    let error = wide.export(&dir.path().join("x"), &options).unwrap_err().to_string();
+    assert_says(&error, &["model.norm.weight", "70000", "float16"]);
+}
+
+#[test]
+fn hostile_sizes_are_refused_before_anything_is_allocated() {
+    for (key, value) in [
+        ("vocab_size", 1u64 << 24),
+        ("hidden_size", 1 << 24),
+        ("num_hidden_layers", 1 << 24),
+        ("max_position_embeddings", 1 << 40),
+        ("num_hidden_layers", 4096),
+        ("vocab_size", 1 << 22),
+    ] {
+        let text = error_of(|dir| {
+            fs::remove_file(dir.join("manifest.json")).unwrap();
+            let path = dir.join("config.json");
+            let mut json: serde_json::Value =
+                serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            json[key] = value.into();
+            fs::write(&path, json.to_string()).unwrap();
+        });
+        assert!(
+            text.contains(key) || text.contains("expected") || text.contains("missing"),
+            "{text}"
+        );
     }
 }
