@@ -29,6 +29,9 @@ pub enum TokenizerError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Tokens and merges that make no tokenizer.
+    #[error("vocabulary: {0}")]
+    Vocabulary(String),
 }
 
 /// A piece of a prompt, with the trust that it has.
