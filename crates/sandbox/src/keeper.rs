@@ -67,6 +67,7 @@ fn run(control: OwnedFd) -> i32 {
     let _ = rustix::stdio::dup2_stdin(null());
     rustix::process::umask(rustix::fs::Mode::from(0o022));
     sys::reset_signals();
+    sys::fix_addresses();
     let mut buffer = vec![0; MAX_CONTROL];
     let boot = match rustix::net::recv(&control, &mut buffer[..], RecvFlags::empty()) {
         Ok((n, _)) if buffer[..n] == *trial::REQUEST => {

@@ -138,7 +138,7 @@ fn leaf(what: Verdict) -> Program {
             among(argument(1), u32::MAX, &refused, unless)
         }
         Verdict::Domain => {
-            let harmless = [0, 8, 0x2_0000, 0x2_0008, u32::MAX];
+            let harmless = [0, 8, 0x2_0000, 0x2_0008, libc::ADDR_NO_RANDOMIZE as u32, u32::MAX];
             among(argument(0), u32::MAX, &harmless, (Verdict::Allow, Verdict::Fail(libc::EPERM)))
         }
         Verdict::NodeMode(at) => {

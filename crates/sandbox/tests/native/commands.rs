@@ -29,6 +29,18 @@ fn streams_are_apart_and_need_not_be_utf8() {
     assert_eq!(output.dropped_bytes, 0);
 }
 
+/// The order of a set, and what prints an address, are the same every time.
+#[test]
+fn a_program_lies_where_it_lay_before() {
+    let script = "python3 -c \"print(id(None), id(object()), {None, 'a', 'b', (1, None)})\"";
+    let mut sandbox = simple();
+    let first = stdout(&mut *sandbox, script);
+    for _ in 0..3 {
+        assert_eq!(stdout(&mut *sandbox, script), first);
+    }
+    assert_eq!(stdout(&mut *simple(), script), first);
+}
+
 #[test]
 fn what_cannot_be_started_is_a_failing_command() {
     let mut sandbox = simple();
