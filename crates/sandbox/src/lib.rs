@@ -35,6 +35,7 @@ mod keeper;
 mod lease;
 mod links;
 mod native;
+mod network;
 mod overlay;
 mod owners;
 mod plan;

@@ -16,6 +16,7 @@ use crate::cgroup::{self, Slot as Cgroup};
 use crate::defence::{self, Layer};
 use crate::helper;
 use crate::keeper::{Identity, forbidden};
+use crate::network;
 use crate::owners::OwnerMap;
 use crate::plan::{LimitsRung, Plan, Source};
 use crate::setup;
@@ -93,6 +94,7 @@ fn enter(spawner: &Spawner) -> Result<Option<Cgroup>, Refusal> {
     };
     if defence::has(Layer::NetNamespace) {
         forbidden(sys::unshare(UnshareFlags::NEWNET), "make a network namespace")?;
+        network::loopback_up().step("bring the loopback interface up")?;
     }
     Ok(cgroup)
 }

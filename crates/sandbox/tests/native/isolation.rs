@@ -24,6 +24,25 @@ fn there_is_no_network() {
     assert_eq!(out, "no\nno\nno\nno\n['lo']\n");
 }
 
+/// What a suite starts on `localhost` is reached, and its port is free again for the next command
+/// and the next sandbox.
+#[test]
+fn servers_on_localhost_are_reached() {
+    let talk = "import socket, threading\n\
+                for family, host in [(socket.AF_INET, '127.0.0.1'), (socket.AF_INET6, '::1')]:\n    \
+                server = socket.socket(family); server.bind((host, 8765)); server.listen()\n    \
+                def answer():\n        \
+                one, _ = server.accept(); one.sendall(b'hello'); one.close(); server.close()\n    \
+                thread = threading.Thread(target=answer); thread.start()\n    \
+                print(socket.create_connection((host, 8765)).recv(9)); thread.join()";
+    for _ in 0..4 {
+        let mut sandbox = simple();
+        for _ in 0..2 {
+            assert_eq!(python(&mut *sandbox, talk), "b'hello'\nb'hello'\n");
+        }
+    }
+}
+
 #[test]
 fn abstract_sockets_of_two_sandboxes_do_not_meet() {
     let (mut a, mut b) = (simple(), simple());
