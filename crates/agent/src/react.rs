@@ -263,6 +263,7 @@ impl Agent<'_> {
             stop_tokens: vec![stop_token],
             params: self.config.params,
             seed: derive_seed(self.seed, &["turn", &n.to_string()]),
+            ..SampleRequest::default()
         };
         let completion = self.sampler.sample(&request).map_err(engine)?;
         let num_tokens = completion.tokens.len();

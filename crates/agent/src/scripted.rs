@@ -81,6 +81,7 @@ impl Sampler for ScriptedSampler {
             tokens,
             finish_reason,
             policy_version: PolicyVersion(0),
+            ..Completion::default()
         })
     }
 

@@ -18,7 +18,10 @@ impl Default for SamplingParams {
 }
 
 /// A request for one completion.
-#[derive(Debug, Clone)]
+///
+/// A sequence is forked by asking again with any prefix of its tokens as `context`, under another
+/// `session`; an engine that shares prefixes computes nothing twice.
+#[derive(Debug, Clone, Default)]
 pub struct SampleRequest {
     /// Names the trajectory, so that an engine can keep its cache from turn to turn. Unique among
     /// the live trajectories of a run.
@@ -30,6 +33,12 @@ pub struct SampleRequest {
     pub max_tokens: usize,
     /// Generation ends with the first of these, which is part of the completion.
     pub stop_tokens: Vec<u32>,
+    /// Generation ends with the token that completes one of these in the completion's own bytes,
+    /// wherever tokens begin and end; that token is part of the completion. None may be empty.
+    pub stop_strings: Vec<Vec<u8>>,
+    /// Whether [`Completion::prompt_logprobs`] are wanted. They cost the computation of the whole
+    /// context, cached or not.
+    pub prompt_logprobs: bool,
     /// How tokens are drawn.
     pub params: SamplingParams,
     /// Seed of this completion's own random stream: the result depends on it, the context and the
@@ -38,26 +47,36 @@ pub struct SampleRequest {
 }
 
 /// Why a completion ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// A stop token was drawn (and is the last token).
+    /// A stop token was drawn, or a stop string completed; it is the end of the completion.
+    #[default]
     Stop,
     /// `max_tokens` or the engine's context were used up.
     Length,
 }
 
-/// What the sampler drew.
-#[derive(Debug, Clone)]
+/// What the sampler drew. An engine that does not know the optional vectors leaves them empty.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Completion {
     /// New tokens, the stop token included.
     pub tokens: Vec<u32>,
     /// Log-probability of each new token under the full distribution at temperature 1.
     pub logprobs: Vec<f32>,
+    /// Entropy, in nats, of the full distribution at temperature 1 that each new token was drawn
+    /// from. As long as `tokens`, or empty.
+    pub entropies: Vec<f32>,
+    /// Log-probability of each context token under the full distribution at temperature 1, given
+    /// those before it; 0 for the first. As long as the context if asked for, else empty.
+    pub prompt_logprobs: Vec<f32>,
     /// Why it ended.
     pub finish_reason: FinishReason,
-    /// The weights that drew it.
+    /// The weights that drew the first token: the oldest that had a part in it.
     pub policy_version: PolicyVersion,
+    /// The weights that drew each token, never decreasing: all equal unless weights were swapped
+    /// in flight. As long as `tokens`, or empty.
+    pub policy_versions: Vec<PolicyVersion>,
 }
 
 /// A failure of the engine: infrastructure, never a reward.
@@ -66,6 +85,9 @@ pub enum SamplerError {
     /// The request cannot be served as it stands.
     #[error("bad sample request: {0}")]
     BadRequest(String),
+    /// The caller withdrew the request.
+    #[error("the sample request was cancelled")]
+    Cancelled,
     /// The engine failed or went away.
     #[error("engine: {0}")]
     Engine(String),
@@ -78,6 +100,22 @@ pub trait Sampler: Send + Sync {
     /// # Errors
     /// [`SamplerError`] when the request is not valid or the engine failed.
     fn sample(&self, request: &SampleRequest) -> Result<Completion, SamplerError>;
+
+    /// As [`Sampler::sample`], but gives up soon after `is_cancelled` says so. An engine asks it
+    /// now and then, from the calling thread; one that cannot end a request early asks once.
+    ///
+    /// # Errors
+    /// [`SamplerError::Cancelled`], and those of [`Sampler::sample`].
+    fn sample_cancellable(
+        &self,
+        request: &SampleRequest,
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<Completion, SamplerError> {
+        if is_cancelled() {
+            return Err(SamplerError::Cancelled);
+        }
+        self.sample(request)
+    }
 
     /// The trajectory is over: its cache may go.
     fn end_session(&self, session: u64);

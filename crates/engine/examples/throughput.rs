@@ -137,6 +137,7 @@ fn sample(sampler: &Arc<EmbeddedSampler>, vocab: u32, concurrency: usize) {
                             stop_tokens: Vec::new(),
                             params: SamplingParams::default(),
                             seed: session * 10 + turn,
+                            ..SampleRequest::default()
                         };
                         match sampler.sample(&request) {
                             Ok(completion) => context.extend(completion.tokens),
@@ -175,6 +176,7 @@ fn sample(sampler: &Arc<EmbeddedSampler>, vocab: u32, concurrency: usize) {
                     stop_tokens: Vec::new(),
                     params: SamplingParams::default(),
                     seed: 0,
+                    ..SampleRequest::default()
                 };
                 if let Err(error) = sampler.sample(&request) {
                     println!("{error}");

@@ -1,12 +1,13 @@
 //! One step of sampling for a shard of sequences, on one thread: a ragged batch of token runs
 //! (a chunk of a new context, or one token) in one forward pass.
 
-use rand::Rng;
+use std::ops::Range;
+
 use rand_chacha::ChaCha8Rng;
 
 use crate::attention::{StripScratch, attend, fit};
+use crate::draw::{Drawn, draw, score};
 use crate::forward::{LayerState, embed, final_norm, finish_layer, logits, project_qkv};
-use crate::kernels::math;
 use crate::kv_cache::{CachedSequence, PageShape};
 use crate::weights::Weights;
 
@@ -18,17 +19,40 @@ pub(crate) struct Run {
     pub tokens: Vec<u32>,
     /// Tokens to compute in this step. Pages for them are reserved.
     pub count: usize,
+    /// Places of the tokens whose log-probabilities are wanted.
+    pub scored: Range<usize>,
     pub temperature: f32,
     /// The completion's own random stream: one number a token.
     pub rng: ChaCha8Rng,
 }
 
-/// A drawn token and its log-probability under the full distribution at temperature 1.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Drawn {
-    pub token: u32,
-    pub logprob: f32,
+impl Run {
+    /// Whether this step reaches the end of the tokens, so that the next is drawn.
+    fn draws(&self) -> bool {
+        self.cache.tokens.len() + self.count == self.tokens.len()
+    }
+
+    /// The rows of this step, counted from its first, whose logits are needed: each before a
+    /// token to be scored, with that token, and the last if it draws.
+    fn logit_rows(&self) -> impl Iterator<Item = (usize, Option<u32>)> + '_ {
+        let computed = self.cache.tokens.len() + 1..self.cache.tokens.len() + 1 + self.count;
+        let scored = self.scored.start.max(computed.start)..self.scored.end.min(computed.end);
+        let scored = scored.map(move |t| (t - computed.start, Some(self.tokens[t])));
+        scored.chain(self.draws().then_some((self.count.saturating_sub(1), None)))
+    }
 }
+
+/// What a step gave a run.
+#[derive(Debug, Default)]
+pub(crate) struct StepResult {
+    /// Log-probabilities of the next context tokens, as far as they are wanted.
+    pub prompt_logprobs: Vec<f32>,
+    /// The token that follows, if the step reached the end.
+    pub drawn: Option<Drawn>,
+}
+
+/// Logits that are held at once.
+const MAX_LOGITS: usize = 1 << 22;
 
 /// Buffers of one thread, kept between steps.
 #[derive(Debug, Default)]
@@ -48,7 +72,7 @@ pub(crate) struct DecodeWorkspace {
 impl DecodeWorkspace {
     /// Computes every run's `count` tokens; a run that reaches the end of its tokens draws the
     /// next. The results are in the order of the runs.
-    pub(crate) fn step(&mut self, weights: &Weights, runs: &mut [&mut Run]) -> Vec<Option<Drawn>> {
+    pub(crate) fn step(&mut self, weights: &Weights, runs: &mut [&mut Run]) -> Vec<StepResult> {
         let model = &*weights.model;
         let config = &model.config;
         let shape = PageShape::new(config);
@@ -97,127 +121,46 @@ impl DecodeWorkspace {
             }
             finish_layer(weights, layer, state, stream);
         }
-        self.draw(weights, runs, rows)
+        self.finish(weights, runs, rows)
     }
 
-    fn draw(
-        &mut self,
-        weights: &Weights,
-        runs: &mut [&mut Run],
-        rows: usize,
-    ) -> Vec<Option<Drawn>> {
+    /// Norms the rows whose logits are needed and turns them into results, a block at a time.
+    fn finish(&mut self, weights: &Weights, runs: &mut [&mut Run], rows: usize) -> Vec<StepResult> {
         let config = &weights.model.config;
         let hidden = config.hidden_size;
-        let finished = |run: &Run| run.cache.tokens.len() + run.count == run.tokens.len();
-        let num_drawn = runs.iter().filter(|run| finished(run)).count();
-        let gathered = fit(&mut self.gathered, num_drawn * hidden);
         let stream = &self.stream[..rows * hidden];
-        let (mut row, mut at) = (0, 0);
-        for run in &*runs {
-            row += run.count;
-            if finished(run) {
-                gathered[at * hidden..(at + 1) * hidden]
-                    .copy_from_slice(&stream[(row - 1) * hidden..row * hidden]);
-                at += 1;
+        // Who wants each row, and the token to be scored there; none is drawn.
+        let mut wanted: Vec<(usize, Option<u32>)> = Vec::with_capacity(runs.len());
+        self.gathered.clear();
+        let mut first = 0;
+        for (index, run) in runs.iter().enumerate() {
+            for (row, token) in run.logit_rows() {
+                self.gathered.extend_from_slice(&stream[(first + row) * hidden..][..hidden]);
+                wanted.push((index, token));
+            }
+            first += run.count;
+        }
+        let num_logit_rows = wanted.len();
+        let normed = fit(&mut self.normed, num_logit_rows * hidden);
+        final_norm(weights, &self.gathered, normed, fit(&mut self.inv_rms, num_logit_rows));
+        let mut results: Vec<StepResult> = runs.iter().map(|_| StepResult::default()).collect();
+        let block = (MAX_LOGITS / config.vocab_size).max(1);
+        for (wanted, normed) in wanted.chunks(block).zip(normed.chunks(block * hidden)) {
+            let logits = logits(weights, normed, &mut self.logits);
+            for ((index, token), row) in wanted.iter().zip(logits.chunks_exact(config.vocab_size)) {
+                let (run, result) = (&mut runs[*index], &mut results[*index]);
+                if let Some(token) = token {
+                    result.prompt_logprobs.push(score(row, *token, &mut self.weights));
+                } else {
+                    let drawn = draw(row, run.temperature, &mut run.rng, &mut self.weights);
+                    result.drawn = Some(drawn);
+                }
             }
         }
-        let normed = fit(&mut self.normed, num_drawn * hidden);
-        final_norm(weights, gathered, normed, fit(&mut self.inv_rms, num_drawn));
-        let logits = logits(weights, normed, &mut self.logits);
-        let mut rows = logits.chunks_exact(config.vocab_size);
-        let mut results = Vec::with_capacity(runs.len());
         for run in runs.iter_mut() {
             let start = run.cache.tokens.len();
-            let drawn = finished(run)
-                .then(|| rows.next())
-                .flatten()
-                .map(|row| draw(row, run.temperature, &mut run.rng, &mut self.weights));
-            results.push(drawn);
-            let new = start..start + run.count;
-            run.cache.tokens.extend_from_slice(&run.tokens[new]);
+            run.cache.tokens.extend_from_slice(&run.tokens[start..start + run.count]);
         }
         results
-    }
-}
-
-/// Draws a token from a row of logits. `weights` is scratch.
-fn draw(logits: &[f32], temperature: f32, rng: &mut ChaCha8Rng, weights: &mut Vec<f32>) -> Drawn {
-    // One number a token, whatever the temperature.
-    let uniform: f64 = rng.random();
-    let weights = fit(weights, logits.len());
-    weights.copy_from_slice(logits);
-    let (max, sum) = math::exp_row(weights);
-    let token = if temperature == 0.0 {
-        first_max(logits)
-    } else {
-        // `weights` are those of temperature 1 already.
-        if temperature.to_bits() != 1f32.to_bits() {
-            for (weight, logit) in weights.iter_mut().zip(logits) {
-                *weight = (logit - max) / temperature;
-            }
-            math::exp_row(weights);
-        }
-        inverse_cdf(weights, uniform)
-    };
-    Drawn { token: token as u32, logprob: math::logprob(logits[token], max, sum) }
-}
-
-/// The index of the largest element, the first of several.
-fn first_max(row: &[f32]) -> usize {
-    let better = |best: usize, i: usize| if row[i] > row[best] { i } else { best };
-    (0..row.len()).fold(0, better)
-}
-
-/// The index at which the running sum of `weights` passes `uniform` (in 0..1) of their total.
-fn inverse_cdf(weights: &[f32], uniform: f64) -> usize {
-    let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
-    let threshold = uniform * total;
-    let mut running = 0.0;
-    for (i, weight) in weights.iter().enumerate() {
-        running += f64::from(*weight);
-        // A weight of 0 never passes: `running` did not grow.
-        if running > threshold {
-            return i;
-        }
-    }
-    // Not reached: the last sum is `total`, and `uniform` is below 1. NaN weights end here.
-    weights.len() - 1
-}
-
-#[cfg(test)]
-mod tests {
-    use rand::SeedableRng;
-
-    use super::*;
-
-    #[test]
-    fn frequencies_follow_the_distribution() {
-        let logits = [0.0f32, 1.0, f32::NEG_INFINITY, 2.0];
-        for temperature in [1.0, 0.5] {
-            let mut rng = ChaCha8Rng::seed_from_u64(3);
-            let mut counts = [0usize; 4];
-            let n = 40_000;
-            for _ in 0..n {
-                let drawn = draw(&logits, temperature, &mut rng, &mut Vec::new());
-                counts[drawn.token as usize] += 1;
-            }
-            let weight = |i: usize| f64::from(logits[i] / temperature).exp();
-            let total: f64 = (0..4).map(weight).sum();
-            for (i, count) in counts.iter().enumerate() {
-                let p = weight(i) / total;
-                let sigma = (p * (1.0 - p) / f64::from(n)).sqrt();
-                let share = *count as f64 / f64::from(n);
-                assert!((share - p).abs() <= 4.5 * sigma, "token {i}: {share} vs {p}");
-            }
-        }
-    }
-
-    #[test]
-    fn temperature_zero_takes_the_first_maximum_and_reports_the_full_distribution() {
-        let mut rng = ChaCha8Rng::seed_from_u64(3);
-        let drawn = draw(&[0.0, 1.0, 1.0], 0.0, &mut rng, &mut Vec::new());
-        assert_eq!(drawn.token, 1);
-        let expected = 1.0 - (1.0 + 2.0 * 1f32.exp()).ln();
-        assert!((drawn.logprob - expected).abs() < 1e-6);
     }
 }

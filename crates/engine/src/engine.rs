@@ -14,6 +14,18 @@ use crate::sampler::EmbeddedSampler;
 use crate::trainer::EmbeddedTrainer;
 use crate::weights::{Model, Weights};
 
+/// When the sampler takes new weights, if sequences are being drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WeightSwap {
+    /// After they are finished with the old weights; meanwhile none is begun. A completion is of
+    /// one version.
+    #[default]
+    Drain,
+    /// Before the next token. What is in flight goes on under the new weights, on keys and values
+    /// that are computed again; each token knows its version.
+    InFlight,
+}
+
 /// Bounds on what the engine uses. No result depends on `num_threads` or `max_cached_tokens`;
 /// the gradient's rounding depends on `max_batch_tokens`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +37,8 @@ pub struct EngineOptions {
     pub max_batch_tokens: usize,
     /// Tokens whose keys and values the sampler keeps, all sequences together.
     pub max_cached_tokens: usize,
+    /// When the sampler takes new weights.
+    pub weight_swap: WeightSwap,
 }
 
 impl Default for EngineOptions {
@@ -34,6 +48,7 @@ impl Default for EngineOptions {
             num_threads: std::thread::available_parallelism().map_or(1, NonZero::get),
             max_batch_tokens: 2048,
             max_cached_tokens: 1 << 17,
+            weight_swap: WeightSwap::default(),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Keys and values of sequences in pages of 32 positions, shared where contexts agree.
 //!
-//! A page holds all layers of 32 positions. Sequences share pages by reference count and copy one
-//! before they write to it, so forks, siblings and turns of a session are all the same thing.
+//! A page holds all layers of 32 positions. Whole pages are shared by reference count and never
+//! written again; the page that a sequence writes to is its own. So forks, siblings and turns of a
+//! session are all the same thing, found through the [prefix tree](crate::prefix_tree).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -64,6 +65,13 @@ impl Clone for Page {
     }
 }
 
+impl Page {
+    /// A page of one's own with the same contents.
+    pub(crate) fn copy(page: &Arc<Self>) -> Arc<Self> {
+        Arc::new(Self::clone(page))
+    }
+}
+
 impl Drop for Page {
     fn drop(&mut self) {
         self.alive.fetch_sub(1, Ordering::Relaxed);
@@ -86,7 +94,8 @@ impl PageAllocator {
         self.alive.load(Ordering::Relaxed)
     }
 
-    fn page(&self) -> Arc<Page> {
+    /// A page of zeros.
+    pub(crate) fn page(&self) -> Arc<Page> {
         self.alive.fetch_add(1, Ordering::Relaxed);
         let data = vec![0.0; self.shape.num_bytes() / size_of::<f32>()];
         Arc::new(Page { data, alive: Arc::clone(&self.alive) })
@@ -102,33 +111,26 @@ pub(crate) struct CachedSequence {
 }
 
 impl CachedSequence {
-    /// Number of leading tokens that agree with `context`.
-    pub(crate) fn common_prefix(&self, context: &[u32]) -> usize {
-        common_prefix(&self.tokens, context)
-    }
-
-    /// Shares the first `len` tokens.
-    pub(crate) fn fork(&self, len: usize) -> Self {
-        Self {
-            tokens: self.tokens[..len].to_vec(),
-            pages: self.pages[..len.div_ceil(PAGE)].to_vec(),
-        }
-    }
-
-    /// Makes room for positions up to `len`; pages that will be written to become this sequence's
-    /// own.
+    /// Makes room for positions up to `len`. The page that is partly written, if any, must be this
+    /// sequence's own (see [`Page::copy`]).
     pub(crate) fn reserve(&mut self, len: usize, allocator: &PageAllocator) {
-        let first_written = self.tokens.len() / PAGE;
-        for page in self.pages.iter_mut().skip(first_written) {
-            Arc::make_mut(page);
-        }
         while self.pages.len() * PAGE < len {
             self.pages.push(allocator.page());
         }
     }
 
+    /// Pages that must be allocated before positions up to `len` can be written.
+    pub(crate) fn missing_pages(&self, len: usize) -> usize {
+        len.div_ceil(PAGE).saturating_sub(self.pages.len())
+    }
+
+    /// Tokens of the page that is partly written.
+    pub(crate) fn tail(&self) -> &[u32] {
+        &self.tokens[self.tokens.len() / PAGE * PAGE..]
+    }
+
     /// Writes one position of one layer: all heads' keys, then all heads' values, side by side.
-    /// [`CachedSequence::reserve`] made the page this sequence's own.
+    /// [`CachedSequence::reserve`] made room, and the page is this sequence's own.
     pub(crate) fn write(
         &mut self,
         shape: PageShape,

@@ -13,9 +13,11 @@
 //! depends on what else is in a batch, on how it is cut, or on the number of threads.
 
 mod attention;
+mod batch;
 mod checkpoint;
 mod config;
 mod decode;
+mod draw;
 mod engine;
 mod forward;
 mod gguf;
@@ -24,15 +26,17 @@ mod kv_cache;
 mod microbatch;
 mod optim;
 mod params;
+mod prefix_tree;
 mod rope;
 mod sampler;
 mod scheduler;
+mod sequence;
 mod trainer;
 mod weights;
 
 pub use checkpoint::{ExportOptions, ModelSummary, WeightDtype};
 pub use config::{ModelConfig, ModelType};
-pub use engine::{Engine, EngineOptions};
+pub use engine::{Engine, EngineOptions, WeightSwap};
 pub use gguf::{GgufFile, GgufVocabulary};
 pub use rope::RopeScaling;
 pub use sampler::{EmbeddedSampler, SamplerStats};

@@ -17,8 +17,8 @@ fn a_completion_does_not_depend_on_the_batch() {
         let vocab = config.vocab_size;
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         let prompt = random_tokens(&mut rng, 45, vocab);
-        // Fifty requests; a part of them shares prompts wholly or partly.
-        let requests: Vec<SampleRequest> = (0..51)
+        // Sixty-five requests; a part of them shares prompts wholly or partly.
+        let requests: Vec<SampleRequest> = (0..65)
             .map(|session| {
                 let mut context = prompt[..rng.random_range(0..=prompt.len())].to_vec();
                 let extra = rng.random_range(1..60);

@@ -42,6 +42,7 @@ pub fn probe(
         stop_tokens: Vec::new(),
         params: SamplingParams::default(),
         seed: derive_seed(seed, &["probe"]),
+        ..SampleRequest::default()
     };
     let completion = sampler.sample(&request);
     sampler.end_session(PROBE_SESSION);

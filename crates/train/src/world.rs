@@ -148,6 +148,7 @@ fn engine_options(recipe: &Recipe) -> EngineOptions {
         num_threads,
         max_batch_tokens: recipe.engine.max_batch_tokens,
         max_cached_tokens: recipe.engine.max_cached_tokens,
+        ..EngineOptions::default()
     }
 }
 

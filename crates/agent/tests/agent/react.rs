@@ -204,6 +204,7 @@ fn completion(tokens: &[u32], finish_reason: FinishReason) -> Completion {
         logprobs: vec![0.0; tokens.len()],
         finish_reason,
         policy_version: PolicyVersion(3),
+        ..Completion::default()
     }
 }
 

@@ -48,6 +48,7 @@ pub(crate) use vectorized;
 
 pub(crate) mod gemm;
 pub(crate) mod math;
+pub(crate) mod vocabulary;
 
 /// The instruction set of this machine, detected once.
 pub(crate) fn arch() -> pulp::Arch {

@@ -30,7 +30,12 @@ pub fn config(model_type: ModelType, tied: bool) -> ModelConfig {
 }
 
 pub fn options(num_threads: usize) -> EngineOptions {
-    EngineOptions { num_threads, max_batch_tokens: 512, max_cached_tokens: 1 << 15 }
+    EngineOptions {
+        num_threads,
+        max_batch_tokens: 512,
+        max_cached_tokens: 1 << 15,
+        ..EngineOptions::default()
+    }
 }
 
 /// Weighted cross-entropy.
@@ -69,6 +74,7 @@ pub fn request(session: u64, context: Vec<u32>, max_tokens: usize, seed: u64) ->
         stop_tokens: Vec::new(),
         params: SamplingParams::default(),
         seed,
+        ..SampleRequest::default()
     }
 }
 

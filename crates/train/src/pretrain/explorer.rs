@@ -399,6 +399,7 @@ impl Sampler for ExplorerSampler {
             tokens,
             finish_reason: FinishReason::Stop,
             policy_version: PolicyVersion(0),
+            ..Completion::default()
         })
     }
 

@@ -88,6 +88,7 @@ impl Sampler for FakeSampler {
             logprobs: vec![logprob(weight, token) + *self.lie.lock().unwrap()],
             finish_reason: FinishReason::Stop,
             policy_version,
+            ..Completion::default()
         })
     }
 
@@ -273,6 +274,7 @@ fn turns(task: &Task, spec: &RolloutSpec, sampler: &dyn Sampler) -> Rollout {
             stop_tokens: vec![],
             params: patchwright_core::SamplingParams::default(),
             seed: spec.seed.wrapping_add(index as u64),
+            ..SampleRequest::default()
         };
         let completion = match sampler.sample(&request) {
             Ok(completion) => completion,
