@@ -19,8 +19,8 @@ pub use rollout::{
 };
 pub use sampler::{Completion, FinishReason, SampleRequest, Sampler, SamplerError, SamplingParams};
 pub use sandbox::{
-    ExecOutput, ExecRequest, ExecStatus, RootFs, Sandbox, SandboxError, SandboxLimits,
-    SandboxProvider, SandboxSpec,
+    ExecOutput, ExecRequest, ExecStatus, OutputStream, RootFs, Sandbox, SandboxError,
+    SandboxLimits, SandboxProvider, SandboxSpec,
 };
 pub use seed::{derive_seed, stream};
 pub use task::{InstallConfig, RepoSource, TaskError, TaskInstance};

@@ -110,6 +110,15 @@ pub enum ExecStatus {
     TimedOut,
 }
 
+/// Where a command writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
 /// What a command left.
 #[derive(Debug, Clone)]
 pub struct ExecOutput {
@@ -160,6 +169,23 @@ pub trait Sandbox: Send {
     /// # Errors
     /// Only when the sandbox itself failed.
     fn exec(&mut self, request: &ExecRequest) -> Result<ExecOutput, SandboxError>;
+
+    /// As [`Sandbox::exec`]; what is kept of the output is also given to `sink`, as it comes where
+    /// the sandbox can, else at the end. `sink` must return soon: the command is not watched
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// As [`Sandbox::exec`].
+    fn exec_streamed(
+        &mut self,
+        request: &ExecRequest,
+        sink: &mut dyn FnMut(OutputStream, &[u8]),
+    ) -> Result<ExecOutput, SandboxError> {
+        let output = self.exec(request)?;
+        sink(OutputStream::Stdout, &output.stdout);
+        sink(OutputStream::Stderr, &output.stderr);
+        Ok(output)
+    }
 
     /// Reads a file by its absolute path inside, at most `max_bytes` of it.
     ///

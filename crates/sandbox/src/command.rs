@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
@@ -19,12 +20,16 @@ use crate::plan::LimitsRung;
 use crate::seccomp;
 use crate::sys::{self, CStringList};
 use crate::watch::Watch;
-use crate::wire::{Context, Decoder, Encoder, Refusal, malformed};
+use crate::wire::{Context, Decoder, Encoder, Kind, Refusal, malformed, send};
 
 /// Exit code of a program that was not found, as shells have it.
 const NOT_FOUND: i32 = 127;
 /// Exit code of a program that could not be started.
 const NOT_STARTED: i32 = 126;
+
+/// The streams' numbers, as everywhere.
+pub const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
 
 /// Bytes in all POSIX message queues of the commands, as Linux has it by default.
 const MESSAGE_BYTES: u64 = 800 << 10;
@@ -42,6 +47,8 @@ pub struct Command {
     pub stdin: Vec<u8>,
     /// Wall-clock bound.
     pub timeout: Duration,
+    /// Whether its output is sent as it comes, too.
+    pub streamed: bool,
 }
 
 impl Command {
@@ -56,6 +63,7 @@ impl Command {
         }
         body.str(&self.cwd).bytes(&self.stdin);
         body.u64(u64::try_from(self.timeout.as_micros()).unwrap_or(u64::MAX));
+        body.u8(u8::from(self.streamed));
         body.0
     }
 
@@ -73,6 +81,7 @@ impl Command {
             cwd: body.string()?,
             stdin: body.bytes()?.to_vec(),
             timeout: Duration::from_micros(body.u64()?),
+            streamed: body.u8()? != 0,
         })
     }
 }
@@ -113,14 +122,16 @@ impl Ended {
 }
 
 /// One output stream: kept up to a limit, then drained and counted.
-struct Stream {
+struct Stream<'a> {
     pipe: Option<OwnedFd>,
+    /// Who is told as it comes, and the stream's number.
+    listener: Option<(&'a UnixStream, u8)>,
     kept: Vec<u8>,
     limit: usize,
     dropped: u64,
 }
 
-impl Stream {
+impl Stream<'_> {
     /// Reads once; forgets the pipe at its end.
     fn drain(&mut self, buffer: &mut [u8]) -> bool {
         let Some(pipe) = &self.pipe else { return false };
@@ -132,6 +143,11 @@ impl Stream {
             Ok(n) => {
                 let keep = n.min(self.limit - self.kept.len());
                 self.kept.extend_from_slice(&buffer[..keep]);
+                if let Some((mut to, number)) = self.listener.filter(|_| keep > 0) {
+                    let body = [&[number], &buffer[..keep]].concat();
+                    // Without a host there is nobody to tell; `wait` notices that.
+                    let _ = send(&mut to, Kind::Output, &body);
+                }
                 self.dropped += (n - keep) as u64;
                 true
             }
@@ -147,8 +163,8 @@ struct Running<'a> {
     pid: Pid,
     stdin: Option<OwnedFd>,
     unwritten: &'a [u8],
-    stdout: Stream,
-    stderr: Stream,
+    stdout: Stream<'a>,
+    stderr: Stream<'a>,
     status: Option<WaitStatus>,
 }
 
@@ -200,8 +216,9 @@ fn start<'a>(helper: &'a Helper<'a>, command: &'a Command) -> Result<Running<'a>
         let ends = (in_read, out_write, err_write);
         become_command(helper, command, &programs, (&argv, &env), &ends)
     };
-    let stream = |pipe| Stream {
+    let stream = |pipe, number| Stream {
         pipe: Some(pipe),
+        listener: command.streamed.then_some((helper.stream, number)),
         kept: Vec::new(),
         limit: if defence::has(Layer::Output) { helper.limits.output_bytes } else { usize::MAX },
         dropped: 0,
@@ -211,8 +228,8 @@ fn start<'a>(helper: &'a Helper<'a>, command: &'a Command) -> Result<Running<'a>
         pid,
         stdin: in_write,
         unwritten: &command.stdin,
-        stdout: stream(out_read),
-        stderr: stream(err_read),
+        stdout: stream(out_read, STDOUT),
+        stderr: stream(err_read, STDERR),
         status: None,
     })
 }
@@ -302,8 +319,8 @@ impl Running<'_> {
         }
     }
 
-    /// Kills and awaits every process but this one, and removes what outlives processes. New ones cannot outrun it: a process with a
-    /// pending kill cannot fork.
+    /// Kills and awaits every process but this one, and removes what outlives processes. New ones
+    /// cannot outrun it: a process with a pending kill cannot fork.
     fn end_all(&mut self, forced: bool) {
         if !defence::has(Layer::Remains) || !defence::has(Layer::PidNamespace) {
             if forced {
@@ -472,6 +489,7 @@ mod tests {
             env: vec![CString::new(format!("PATH={path}")).unwrap()],
             stdin: vec![0, 255],
             timeout: Duration::from_millis(1500),
+            streamed: true,
         }
     }
 

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use patchwright_core::{
-    ExecOutput, ExecRequest, ExecStatus, FileChange, RepoSource, RootFs, Sandbox, SandboxError,
-    SandboxLimits, SandboxSpec,
+    ExecOutput, ExecRequest, ExecStatus, FileChange, OutputStream, RepoSource, RootFs, Sandbox,
+    SandboxError, SandboxLimits, SandboxSpec,
 };
 
 use crate::branch::Launch;
-use crate::command::{Command, Ended};
+use crate::command::{Command, Ended, STDOUT};
 use crate::defence::{Defences, Layer};
 use crate::diff::{Pristine, Written};
 use crate::fill::{open_repository, send_directory, send_files, send_upper};
@@ -131,13 +131,36 @@ impl NativeSandbox {
         body: &[u8],
         time: Duration,
     ) -> Result<Vec<u8>, SandboxError> {
+        self.ask_and_hear(kind, body, time, &mut |_, _| ())
+    }
+
+    /// As [`Self::ask`]; `sink` gets the output that comes before the answer.
+    fn ask_and_hear(
+        &mut self,
+        kind: Kind,
+        body: &[u8],
+        time: Duration,
+        sink: &mut dyn FnMut(OutputStream, &[u8]),
+    ) -> Result<Vec<u8>, SandboxError> {
         self.wake()?;
         let Some(slot) = &self.slot else { return Err(died("it was used after its end")) };
         let stream = &slot.stream;
-        let answer = stream
+        let mut answer = stream
             .set_read_timeout(Some(time.saturating_add(GRACE)))
             .and_then(|()| send(&mut &*stream, kind, body))
             .and_then(|()| receive(&mut &*stream));
+        let mut left = self.plan.limits.output_bytes.saturating_mul(2);
+        while let Ok(Some((Kind::Output, body))) = &answer {
+            if body.len() > left.saturating_add(1) {
+                break;
+            }
+            left -= body.len().saturating_sub(1);
+            if let Some((number, bytes)) = body.split_first() {
+                let is_stdout = *number == STDOUT;
+                sink(if is_stdout { OutputStream::Stdout } else { OutputStream::Stderr }, bytes);
+            }
+            answer = receive(&mut &*stream);
+        }
         match answer {
             Ok(Some((Kind::Done, body))) => Ok(body),
             Ok(Some((Kind::Refused, body))) => match Refusal::decode(&body) {
@@ -146,6 +169,32 @@ impl NativeSandbox {
             },
             Ok(Some(_)) => Err(self.dead("it answered out of protocol")),
             Ok(None) => Err(self.dead("its PID 1 is gone")),
+            Err(error) => Err(self.dead(&error.to_string())),
+        }
+    }
+
+    fn run(
+        &mut self,
+        request: &ExecRequest,
+        sink: Option<&mut dyn FnMut(OutputStream, &[u8])>,
+    ) -> Result<ExecOutput, SandboxError> {
+        let Some(mut command) = command(&self.env, request) else {
+            return Ok(not_started("the command or its environment holds a NUL byte"));
+        };
+        command.streamed = sink.is_some();
+        let body = command.encode();
+        if body.len() > MAX_FRAME {
+            return Err(SandboxError::Limit(format!(
+                "a command with its input may have {MAX_FRAME} bytes, this one has {}",
+                body.len()
+            )));
+        }
+        let answer = match sink {
+            Some(sink) => self.ask_and_hear(Kind::Exec, &body, request.timeout, sink)?,
+            None => self.ask(Kind::Exec, &body, request.timeout)?,
+        };
+        match Ended::decode(&answer) {
+            Ok(ended) => Ok(ended.0),
             Err(error) => Err(self.dead(&error.to_string())),
         }
     }
@@ -218,21 +267,15 @@ impl NativeSandbox {
 
 impl Sandbox for NativeSandbox {
     fn exec(&mut self, request: &ExecRequest) -> Result<ExecOutput, SandboxError> {
-        let Some(command) = command(&self.env, request) else {
-            return Ok(not_started("the command or its environment holds a NUL byte"));
-        };
-        let body = command.encode();
-        if body.len() > MAX_FRAME {
-            return Err(SandboxError::Limit(format!(
-                "a command with its input may have {MAX_FRAME} bytes, this one has {}",
-                body.len()
-            )));
-        }
-        let answer = self.ask(Kind::Exec, &body, request.timeout)?;
-        match Ended::decode(&answer) {
-            Ok(ended) => Ok(ended.0),
-            Err(error) => Err(self.dead(&error.to_string())),
-        }
+        self.run(request, None)
+    }
+
+    fn exec_streamed(
+        &mut self,
+        request: &ExecRequest,
+        sink: &mut dyn FnMut(OutputStream, &[u8]),
+    ) -> Result<ExecOutput, SandboxError> {
+        self.run(request, Some(sink))
     }
 
     fn read(&mut self, path: &str, max_bytes: usize) -> Result<Vec<u8>, SandboxError> {
@@ -368,7 +411,7 @@ fn command(base: &BTreeMap<String, String>, request: &ExecRequest) -> Option<Com
         env.iter().map(|(n, v)| CString::new(format!("{n}={v}")).ok()).collect::<Option<_>>()?;
     let argv = if argv.is_empty() { vec![CString::default()] } else { argv };
     let (cwd, stdin) = (request.cwd.clone(), request.stdin.clone());
-    Some(Command { argv, cwd, env, stdin, timeout: request.timeout })
+    Some(Command { argv, cwd, env, stdin, timeout: request.timeout, streamed: false })
 }
 
 fn not_started(why: &str) -> ExecOutput {

@@ -60,11 +60,13 @@ pub enum Kind {
     Gone = 43,
     /// Reply: layers as a descriptor, which follows.
     Stack = 44,
+    /// Before a reply: output of a command, a byte for the stream (1, 2) and what came.
+    Output = 45,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
-        const ALL: [Kind; 20] = [
+        const ALL: [Kind; 21] = [
             Kind::Create,
             Kind::Dir,
             Kind::File,
@@ -85,6 +87,7 @@ impl Kind {
             Kind::Refused,
             Kind::Gone,
             Kind::Stack,
+            Kind::Output,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == byte)
     }

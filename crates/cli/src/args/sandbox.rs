@@ -66,8 +66,8 @@ pub struct SandboxArgs {
     patchwright sandbox run --repo . -- bash -c 'ls && id -u'\n  \
     patchwright sandbox run --image debian:12 --memory 1G -- cat /etc/os-release\n  \
     patchwright sandbox run --rootfs ./root --mount ./data:/data --env MODE=test -- ls /data\n\n\
-    There is no network. Output is passed on when the command has ended, all of standard output\n\
-    before all of standard error. Ctrl-C ends the command and leaves nothing behind.\n\
+    There is no network but the sandbox's own localhost. Output is passed on as it comes. Ctrl-C ends\n\
+    the command and leaves nothing behind.\n\
     The exit code is the command's; 124 when it ran out of time, 128 + N when signal N ended it.")]
 pub struct SandboxRunArgs {
     /// The sandbox.

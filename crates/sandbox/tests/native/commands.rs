@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use patchwright_core::{ExecRequest, ExecStatus, SandboxProvider};
+use patchwright_core::{ExecRequest, ExecStatus, OutputStream, SandboxProvider};
 
 use crate::support::{
     LONG, WORKDIR, files, provider, python, shell, shell_for, simple, spec, stdout, text,
@@ -39,6 +39,35 @@ fn a_program_lies_where_it_lay_before() {
         assert_eq!(stdout(&mut *sandbox, script), first);
     }
     assert_eq!(stdout(&mut *simple(), script), first);
+}
+
+/// Each part of the output is there while the command goes on: it waits for what its own first line
+/// sets off.
+#[test]
+fn output_comes_while_the_command_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .unwrap();
+    let mut spec = spec(files(&[]));
+    spec.read_only_mounts.push((dir.path().to_owned(), "/opt/host".to_owned()));
+    spec.limits.output_bytes = 16;
+    let mut sandbox = provider().create(&spec).unwrap();
+    let script = "echo one; until [ -e /opt/host/go ]; do sleep 0.01; done; echo two >&2; \
+                  printf 0123456789abcdef; exit 3";
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let request = ExecRequest::shell(script, WORKDIR, LONG);
+    let output = sandbox
+        .exec_streamed(&request, &mut |stream, bytes| {
+            std::fs::write(dir.path().join("go"), "").unwrap();
+            match stream {
+                OutputStream::Stdout => out.extend_from_slice(bytes),
+                OutputStream::Stderr => err.extend_from_slice(bytes),
+            }
+        })
+        .unwrap();
+    assert_eq!(output.status, ExecStatus::Exited(3));
+    assert_eq!((text(&out).as_str(), text(&err).as_str()), ("one\n0123456789ab", "two\n"));
+    assert_eq!((output.stdout, output.stderr, output.dropped_bytes), (out, err, 4));
 }
 
 #[test]

@@ -24,17 +24,15 @@ pub fn dispatch(command: &SandboxCommand) -> Result<ExitCode, CliError> {
     }
 }
 
-/// Passes on a command's output, and gives the exit code that a shell would show for it.
-fn pass_on(result: &ExecOutput, timeout_s: u64) -> Result<u8, CliError> {
-    write(&mut std::io::stdout().lock(), &result.stdout)?;
-    write(&mut std::io::stderr().lock(), &result.stderr)?;
+/// Tells what became of a command, and gives the exit code that a shell would show for it.
+fn conclude(result: &ExecOutput, timeout_s: u64) -> u8 {
     if result.dropped_bytes > 0 {
         output::note(format!(
             "{} bytes of output were dropped; --output keeps more",
             result.dropped_bytes
         ));
     }
-    Ok(match result.status {
+    match result.status {
         ExecStatus::Exited(code) => code.clamp(0, 255) as u8,
         ExecStatus::Signaled(signal) => {
             output::note(format!("ended by signal {signal}"));
@@ -44,7 +42,7 @@ fn pass_on(result: &ExecOutput, timeout_s: u64) -> Result<u8, CliError> {
             output::note(format!("killed after {timeout_s} s; --timeout gives more"));
             124
         }
-    })
+    }
 }
 
 /// Writes bytes as they are; a reader that has seen enough is no failure.

@@ -7,7 +7,7 @@ use patchwright_core::ExecRequest;
 use patchwright_core::patch::render;
 
 use super::setting::Setting;
-use super::{pass_on, setting};
+use super::{conclude, setting};
 use crate::args::SandboxRunArgs;
 use crate::error::CliError;
 use crate::output;
@@ -35,7 +35,7 @@ pub fn run(args: &SandboxRunArgs) -> Result<ExitCode, CliError> {
         }
     };
     setting.end()?;
-    let code = pass_on(&result, args.sandbox.timeout)?;
+    let code = conclude(&result, args.sandbox.timeout);
     output::data(&diff)?;
     Ok(ExitCode::from(code))
 }

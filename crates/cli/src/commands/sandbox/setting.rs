@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
 use patchwright_core::{
-    ExecOutput, ExecRequest, RepoSource, RootFs, Sandbox, SandboxLimits, SandboxProvider,
-    SandboxSpec,
+    ExecOutput, ExecRequest, OutputStream, RepoSource, RootFs, Sandbox, SandboxLimits,
+    SandboxProvider, SandboxSpec,
 };
 use patchwright_images::{Image, PullOptions};
 use patchwright_sandbox::{NativeOptions, NativeSandboxes};
 use patchwright_train::events::CancelToken;
 
+use super::write;
 use crate::args::SandboxArgs;
 use crate::commands::images::{PullProgress, open_store};
 use crate::error::CliError;
@@ -71,9 +72,26 @@ impl Setting {
         })
     }
 
-    /// Runs a command; [`CliError::Interrupted`] when a signal came meanwhile.
+    /// Runs a command and passes its output on as it comes; [`CliError::Interrupted`] when a signal
+    /// came meanwhile.
     pub fn exec(&mut self, request: &ExecRequest) -> Result<ExecOutput, CliError> {
-        let result = self.sandbox.exec(request);
+        // A reader of ours that dawdles must not keep the sandbox from watching its command.
+        let (sender, receiver) = mpsc::channel::<(OutputStream, Vec<u8>)>();
+        let result = std::thread::scope(|scope| {
+            let writer = scope.spawn(move || {
+                receiver.iter().try_for_each(|(stream, bytes)| match stream {
+                    OutputStream::Stdout => write(&mut std::io::stdout().lock(), &bytes),
+                    OutputStream::Stderr => write(&mut std::io::stderr().lock(), &bytes),
+                })
+            });
+            let result = self.sandbox.exec_streamed(request, &mut |stream, bytes| {
+                // The writer ends early only with an error, which is looked at below.
+                let _ = sender.send((stream, bytes.to_vec()));
+            });
+            drop(sender);
+            let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            written.map(|()| result)
+        })?;
         if self.cancel.is_cancelled() { Err(CliError::Interrupted) } else { Ok(result?) }
     }
 

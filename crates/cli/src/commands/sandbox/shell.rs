@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use patchwright_core::ExecRequest;
 use patchwright_core::patch::render;
 
-use super::pass_on;
+use super::conclude;
 use super::setting::{self, Setting};
 use crate::args::SandboxShellArgs;
 use crate::error::CliError;
@@ -77,7 +77,7 @@ fn lines(setting: &mut Setting, timeout_s: u64) -> Result<u8, CliError> {
         }
         let argv = ["bash", "-c", SCRIPT, "shell", line.as_str()];
         let result = setting.exec(&ExecRequest::argv(&argv, &setting.cwd, setting.timeout))?;
-        code = pass_on(&result, timeout_s)?;
+        code = conclude(&result, timeout_s);
         if prompts && let Ok(found) = setting.sandbox.read(CWD_FILE, MAX_CWD) {
             String::from_utf8_lossy(&found).trim_end_matches('\n').clone_into(&mut cwd);
         }
