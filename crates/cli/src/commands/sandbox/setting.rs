@@ -22,6 +22,9 @@ use crate::signals;
 /// Where the repository is inside.
 pub const WORKDIR: &str = "/testbed";
 
+/// Memory that a sandbox needs beside what is written in it.
+const BESIDE_DISK: u64 = 32 << 20;
+
 /// The provider, for the signal handler.
 static PROVIDER: OnceLock<NativeSandboxes> = OnceLock::new();
 
@@ -128,6 +131,15 @@ fn spec(
     args: &SandboxArgs,
     cancel: &'static CancelToken,
 ) -> Result<(SandboxSpec, String, Option<Image>), CliError> {
+    if args.disk.saturating_add(BESIDE_DISK) > args.memory {
+        return Err(CliError::usage(format!(
+            "--memory {} is too little for --disk {}: what is written is held in memory, and {} MiB \
+             more are needed to run in",
+            args.memory,
+            args.disk,
+            BESIDE_DISK >> 20
+        )));
+    }
     let mut env = BTreeMap::new();
     let image = args.image.as_deref().map(|name| find_image(name, cancel)).transpose()?;
     let (root, own_workdir) = match (&image, &args.rootfs) {
