@@ -13,6 +13,7 @@ use chrono::{DateTime, Utc};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
+use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::ser::Serialize;
 use serde_json::Value as Json;
 use serde_json::ser::Formatter;
@@ -107,8 +108,12 @@ impl ChatTemplate {
         }
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_fuel(Some(MAX_FUEL));
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(|state, value, method, arguments| {
+            match (method, value.as_str(), arguments) {
+                ("title", Some(text), []) => Ok(title(text).into()),
+                _ => unknown_method_callback(state, value, method, arguments),
+            }
+        });
         environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", |message: String| {
             Err::<String, _>(Error::new(ErrorKind::InvalidOperation, message))
@@ -207,6 +212,21 @@ fn strftime(now: SystemTime, format: &str) -> Result<String, Error> {
         Error::new(ErrorKind::InvalidOperation, format!("strftime_now: bad format {format:?}"))
     })?;
     Ok(text)
+}
+
+/// Python's `str.title`: a letter is large where no letter is before it.
+fn title(text: &str) -> String {
+    let mut titled = String::with_capacity(text.len());
+    let mut in_word = false;
+    for c in text.chars() {
+        if in_word {
+            titled.extend(c.to_lowercase());
+        } else {
+            titled.extend(c.to_uppercase());
+        }
+        in_word = c.is_alphabetic();
+    }
+    titled
 }
 
 /// JSON as Python writes it: a space behind commas and colons, and nothing escaped for HTML.

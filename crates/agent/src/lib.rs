@@ -10,6 +10,7 @@ pub mod environment;
 pub mod fixture;
 pub mod git;
 pub mod grade;
+mod joints;
 pub mod parse;
 pub mod profile;
 pub mod react;

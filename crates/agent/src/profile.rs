@@ -1,10 +1,11 @@
 //! Prompts are data: how a model is spoken to, in one TOML file.
 //!
-//! A [`Profile`] holds the framing of messages (special tokens), the templates of the system and
-//! instance messages, how commands are written, and every text that tools answer with. Two come
-//! with the program: `full` (`ChatML`, reasoning and a fenced command, texts for people and large
-//! models) and `compact` (for small models: one special token per message, a message is a
-//! command, no text that is not needed). Templates are minijinja; the variables of each are named
+//! A [`Profile`] holds the framing of messages (special tokens; or it leaves that to the model's own
+//! chat template), the templates of the system and instance messages, how commands are written, and
+//! every text that tools answer with. Three come with the program: `full` (`ChatML`, reasoning and a
+//! fenced command, texts for people and large models), `chat` (the same, framed by the model's chat
+//! template) and `compact` (for small models: one special token per message, a message is a command,
+//! no text that is not needed). Templates are minijinja; the variables of each are named
 //! at its field, any other is refused when the profile is loaded.
 
 use std::path::Path;
@@ -21,7 +22,7 @@ const COMPACT: &str = include_str!("../profiles/compact.toml");
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
     /// The file cannot be read.
-    #[error("profile {path}: {source} (built-in profiles are: full, compact)")]
+    #[error("profile {path}: {source} (built-in profiles are: full, chat, compact)")]
     Io {
         /// The file.
         path: String,
@@ -42,6 +43,14 @@ pub enum ProfileError {
         /// The field.
         field: String,
         /// Where and what.
+        reason: String,
+    },
+    /// The model's chat template is missing, broken, or cannot be used.
+    #[error("profile {profile}: {reason}")]
+    ChatTemplate {
+        /// The profile's name.
+        profile: String,
+        /// What is wrong, and what to do.
         reason: String,
     },
     /// The tokenizer lacks what the framing needs.
@@ -239,8 +248,13 @@ pub struct Profile {
     pub system: String,
     /// The first message. Variables: `problem_statement`, `hints_text`, `repo`, `workdir`.
     pub instance: String,
+    /// Whether the chat template of the model's directory frames messages. Then there is no
+    /// `framing`.
+    #[serde(default)]
+    pub chat_template: bool,
     /// Token strings around messages.
-    pub framing: Framing,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub framing: Option<Framing>,
     /// How observations are bounded and closed.
     pub observation: ObservationFormat,
     /// How files are shown.
@@ -264,7 +278,12 @@ impl Profile {
         Self::builtin("compact").expect("the shipped profile is valid: a test loads it")
     }
 
-    /// A profile that comes with the program: `full` or `compact`.
+    /// The built-in profile for models with a chat template.
+    pub fn chat() -> Self {
+        Self::builtin("chat").expect("the shipped profile is valid: a test loads it")
+    }
+
+    /// A profile that comes with the program: `full`, `chat` or `compact`.
     ///
     /// # Errors
     /// [`ProfileError::Format`] for another name.
@@ -272,9 +291,16 @@ impl Profile {
         match name {
             "full" => Self::from_toml(FULL, "full"),
             "compact" => Self::from_toml(COMPACT, "compact"),
+            // The texts of `full`; only who frames them differs.
+            "chat" => Self::from_toml(FULL, "full").map(|full| Self {
+                name: "chat".to_owned(),
+                chat_template: true,
+                framing: None,
+                ..full
+            }),
             _ => Err(ProfileError::Format {
                 path: name.to_owned(),
-                reason: "no such built-in profile; there are: full, compact".to_owned(),
+                reason: "no such built-in profile; there are: full, chat, compact".to_owned(),
             }),
         }
     }
@@ -284,7 +310,7 @@ impl Profile {
     /// # Errors
     /// See [`ProfileError`].
     pub fn resolve(name_or_path: &str) -> Result<Self, ProfileError> {
-        if matches!(name_or_path, "full" | "compact") {
+        if matches!(name_or_path, "full" | "chat" | "compact") {
             return Self::builtin(name_or_path);
         }
         let text = std::fs::read_to_string(Path::new(name_or_path))
@@ -303,8 +329,17 @@ impl Profile {
         })?;
         let format =
             |reason: &str| ProfileError::Format { path: origin.into(), reason: reason.into() };
-        if profile.framing.assistant_suffix.is_empty() {
-            return Err(format("framing.assistant_suffix is empty: nothing would end a turn"));
+        match &profile.framing {
+            None if !profile.chat_template => {
+                return Err(format("framing is missing, and chat_template is not true"));
+            }
+            Some(_) if profile.chat_template => {
+                return Err(format("framing is given, but chat_template = true takes its place"));
+            }
+            Some(framing) if framing.assistant_suffix.is_empty() => {
+                return Err(format("framing.assistant_suffix is empty: nothing would end a turn"));
+            }
+            _ => {}
         }
         if profile.listing.window_lines == 0 {
             return Err(format("listing.window_lines must be at least 1"));
@@ -385,17 +420,17 @@ mod tests {
 
     #[test]
     fn the_built_in_profiles_load() {
-        for name in ["full", "compact"] {
+        for name in ["full", "chat", "compact"] {
             assert_eq!(Profile::builtin(name).unwrap().name, name);
         }
         assert_ne!(Profile::full(), Profile::compact());
-        assert!(Profile::builtin("ful").unwrap_err().to_string().contains("full, compact"));
+        assert!(Profile::builtin("ful").unwrap_err().to_string().contains("full, chat, compact"));
     }
 
     #[test]
     fn the_compact_profile_adds_nothing_but_roles() {
         let profile = Profile::builtin("compact").unwrap();
-        let framing = &profile.framing;
+        let framing = profile.framing.unwrap();
         assert_eq!(framing.user_prefix, "<|user|>");
         assert_eq!(framing.assistant_prefix, "<|assistant|>");
         assert_eq!(framing.assistant_suffix, "<|end|>");
@@ -416,6 +451,7 @@ mod tests {
             ("assistant_suffix = \"<|end|>\"", "assistant_suffix = \"\"", "assistant_suffix"),
             ("command_style = \"bare\"", "command_style = \"naked\"", "naked"),
             ("window_lines = ", "window_lines = 0 # ", "window_lines"),
+            ("name =", "chat_template = true\nname =", "takes its place"),
         ] {
             let broken = COMPACT.replacen(from, to, 1);
             assert_ne!(broken, COMPACT, "{from}");

@@ -204,13 +204,14 @@ impl Agent<'_> {
             let out_of_context = !stopped
                 && (completion.tokens.len() < config.max_turn_tokens
                     || room <= config.max_turn_tokens);
-            let observation = if outcome == TurnOutcome::Submitted || out_of_context {
+            let ended = outcome == TurnOutcome::Submitted || out_of_context;
+            let observation = if ended {
                 String::new()
             } else {
                 let workspace = &self.workspace;
                 self.renderer.observation(&body, workspace.directory(), workspace.open_file())
             };
-            let delta = self.renderer.delta(stopped, &observation);
+            let delta = (!ended).then(|| self.renderer.delta(stopped, &text, &observation));
             let finish_reason = completion.finish_reason;
             self.trajectory.turns.push(Turn { text, observation, outcome, sampled, finish_reason });
 
@@ -225,6 +226,7 @@ impl Agent<'_> {
                 return Ok(RolloutStatus::FormatLimit);
             }
             if n + 1 < config.max_turns {
+                let delta = delta.transpose().map_err(engine)?.unwrap_or_default();
                 if delta.len() >= self.room() {
                     return Ok(RolloutStatus::ContextLimit);
                 }

@@ -103,6 +103,11 @@ struct RawConfig {
     layer_types: Vec<String>,
 }
 
+/// The shortest decimal number that is `x` in f32: 1e-5, not 9.999999747378752e-6.
+fn shortest(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::from(x))
+}
+
 fn silu() -> String {
     "silu".to_owned()
 }
@@ -268,12 +273,12 @@ impl ModelConfig {
             "head_dim": self.head_dim,
             "max_position_embeddings": self.max_position_embeddings,
             // The older and the newer spelling.
-            "rope_theta": self.rope_theta,
+            "rope_theta": shortest(self.rope_theta),
             "rope_parameters": match self.rope_scaling {
                 Some(scaling) => scaling.to_json(self.rope_theta),
-                None => serde_json::json!({"rope_type": "default", "rope_theta": self.rope_theta}),
+                None => serde_json::json!({"rope_type": "default", "rope_theta": shortest(self.rope_theta)}),
             },
-            "rms_norm_eps": self.rms_norm_eps,
+            "rms_norm_eps": shortest(self.rms_norm_eps),
             "tie_word_embeddings": self.tie_word_embeddings,
             "hidden_act": "silu",
             "torch_dtype": dtype.torch_name(),
@@ -340,6 +345,7 @@ mod tests {
         for model_type in [ModelType::Qwen3, ModelType::Qwen2, ModelType::Llama] {
             let config = ModelConfig { model_type, ..tiny() };
             assert_eq!(ModelConfig::parse(&config.to_json()).unwrap(), config);
+            assert!(config.to_json().contains("\"rms_norm_eps\": 1e-6,"), "{}", config.to_json());
         }
     }
 

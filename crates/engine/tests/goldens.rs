@@ -5,8 +5,8 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use common::{CrossEntropy, options};
-use patchwright_core::{AdamParams, Trainer, TrainingSample};
+use common::{CrossEntropy, options, request, sample};
+use patchwright_core::{AdamParams, SampleRequest, SamplingParams, Trainer, TrainingSample};
 use patchwright_engine::Engine;
 use safetensors::SafeTensors;
 
@@ -17,8 +17,8 @@ fn fixture(name: &str) -> PathBuf {
 struct Golden(Vec<u8>);
 
 impl Golden {
-    fn read(name: &str) -> Self {
-        Self(std::fs::read(fixture(name).join("golden.safetensors")).unwrap())
+    fn read(name: &str, file: &str) -> Self {
+        Self(std::fs::read(fixture(name).join(file)).unwrap())
     }
 
     fn words(&self, name: &str) -> Vec<[u8; 4]> {
@@ -30,12 +30,15 @@ impl Golden {
         self.words(name).into_iter().map(f32::from_le_bytes).collect()
     }
 
+    fn tokens(&self, name: &str) -> Vec<u32> {
+        self.words(name).into_iter().map(u32::from_le_bytes).collect()
+    }
+
     fn samples(&self) -> Vec<TrainingSample> {
         (0..2)
             .map(|i| {
-                let tokens = self.words(&format!("tokens.{i}"));
                 TrainingSample::supervised(
-                    tokens.into_iter().map(u32::from_le_bytes).collect(),
+                    self.tokens(&format!("tokens.{i}")),
                     self.floats(&format!("weights.{i}")),
                 )
             })
@@ -58,8 +61,43 @@ fn compare(golden: &Golden, prefix: &str, found: &BTreeMap<String, Vec<f32>>, bo
     }
 }
 
+/// The most likely continuation is the same, and so is every log-probability of every position:
+/// what is left of logits when the engine is asked through its seams.
+fn check_greedy(name: &str) {
+    let golden = Golden::read(name, "greedy.safetensors");
+    let (prompt, tokens) = (golden.tokens("prompt"), golden.tokens("tokens"));
+    let mut engine = Engine::load(&fixture(name), options(2)).unwrap();
+    let request = SampleRequest {
+        params: SamplingParams { temperature: 0.0 },
+        ..request(1, prompt.clone(), tokens.len() - prompt.len(), 0)
+    };
+    assert_eq!(sample(&*engine.sampler(), &request).tokens, tokens[prompt.len()..], "{name}");
+
+    let logits = golden.floats("logits");
+    let vocab = engine.trainer.config().vocab_size;
+    let samples: Vec<TrainingSample> = (0..tokens.len())
+        .flat_map(|t| (0..vocab as u32).map(move |next| (t, next)))
+        .map(|(t, next)| {
+            let tokens = [&tokens[..=t], &[next][..]].concat();
+            let mask = vec![0.0; tokens.len()];
+            TrainingSample::supervised(tokens, mask)
+        })
+        .collect();
+    let found = engine.trainer.forward(&samples).unwrap();
+    for (t, (row, found)) in logits.chunks(vocab).zip(found.chunks(vocab)).enumerate() {
+        let max = row.iter().copied().fold(f32::MIN, f32::max);
+        let sum: f64 = row.iter().map(|x| f64::from(x - max).exp()).sum();
+        let log_sum = f64::from(max) + sum.ln();
+        for (logit, found) in row.iter().zip(found) {
+            let (expected, found) = (f64::from(*logit) - log_sum, found.last().copied().unwrap());
+            assert!((expected - f64::from(found)).abs() < 1e-4, "{name} {t}: {found}, {expected}");
+        }
+    }
+}
+
 fn check(name: &str) {
-    let golden = Golden::read(name);
+    check_greedy(name);
+    let golden = Golden::read(name, "golden.safetensors");
     let samples = golden.samples();
     let mut trainer = Engine::load(&fixture(name), options(2)).unwrap().into_parts().0;
     let result = trainer.forward_backward(&samples, &CrossEntropy).unwrap();

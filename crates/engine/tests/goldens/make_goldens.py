@@ -4,11 +4,13 @@ Run once, with torch and transformers (the fixtures here came from torch 2.15.0 
 5.23.0, on a CPU):
 
     python make_goldens.py [MODEL]... # writes a directory a model beside this file
+    python make_goldens.py greedy     # only greedy.safetensors of each, from the models as they are
     python make_goldens.py check DIR  # loads a checkpoint of the engine, prints log-probabilities
 
 Each directory has a tiny random model as `save_pretrained` writes it, and golden.safetensors:
 tokens and weights of two sequences, log-probabilities, loss, the gradient of every tensor, and the
-weights after two steps of AdamW with clipping.
+weights after two steps of AdamW with clipping. greedy.safetensors has a prompt with the most likely
+continuation, and the logits of every position.
 """
 
 import pathlib
@@ -126,6 +128,19 @@ def make(name):
     for parameter_name, p in model.named_parameters():
         golden[f"stepped.{parameter_name}"] = p.detach().clone()
     save_file({k: v.contiguous() for k, v in golden.items()}, HERE / name / "golden.safetensors")
+    greedy(name)
+
+
+@torch.no_grad()
+def greedy(name):
+    model = AutoModelForCausalLM.from_pretrained(HERE / name, dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(11)
+    prompt = torch.randint(SIZES["vocab_size"], (1, 9), generator=generator)
+    model.generation_config.eos_token_id = None
+    tokens = model.generate(prompt, do_sample=False, max_new_tokens=40)[0]
+    logits = model(tokens[None]).logits[0]
+    golden = {"prompt": prompt[0].int(), "tokens": tokens.int(), "logits": logits.contiguous()}
+    save_file(golden, HERE / name / "greedy.safetensors")
 
 
 def check(directory):
@@ -138,6 +153,9 @@ def check(directory):
 if __name__ == "__main__":
     if sys.argv[1:2] == ["check"]:
         check(sys.argv[2])
+    elif sys.argv[1:2] == ["greedy"]:
+        for model_name in MODELS:
+            greedy(model_name)
     else:
         for model_name in sys.argv[1:] or MODELS:
             make(model_name)
