@@ -137,7 +137,7 @@ impl ChatTemplate {
     pub fn render(&self, messages: &[Value], options: &ChatOptions) -> Result<String, ChatError> {
         let mut variables = self.tokens.clone();
         let given = [
-            ("messages", Value::from(messages.to_vec())),
+            ("messages", messages.iter().map(with_reasoning).collect()),
             ("tools", options.tools.clone().unwrap_or(Value::from(()))),
             ("documents", Value::from(())),
             ("add_generation_prompt", options.add_generation_prompt.into()),
@@ -151,6 +151,36 @@ impl ChatTemplate {
         let fail = |error: Error| ChatError::Render(describe(&error));
         environment.get_template("chat").map_err(fail)?.render(variables).map_err(fail)
     }
+}
+
+/// Names of a message's reasoning, the one that templates should read first.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// A message whose reasoning, if it has any, is found under the first two names, as `transformers`
+/// has it.
+fn with_reasoning(message: &Value) -> Value {
+    let get = |name: &str| {
+        let value = message.get_attr(name).ok()?;
+        (!value.is_none() && !value.is_undefined()).then_some(value)
+    };
+    let Some(reasoning) = REASONING.iter().find_map(|name| get(name)) else {
+        return message.clone();
+    };
+    let mut pairs = vec![("thinking".to_owned(), get("thinking").unwrap_or(reasoning.clone()))];
+    let mut placed = false;
+    for key in message.try_iter().into_iter().flatten() {
+        let name = key.to_string();
+        if name == REASONING[0] {
+            pairs.push((name, reasoning.clone()));
+            placed = true;
+        } else if name != "thinking" {
+            pairs.push((name, message.get_item(&key).unwrap_or_default()));
+        }
+    }
+    if !placed {
+        pairs.push((REASONING[0].to_owned(), reasoning));
+    }
+    Value::from_pairs(pairs)
 }
 
 /// A message of a conversation.
