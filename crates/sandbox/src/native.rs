@@ -49,6 +49,9 @@ pub struct NativeSandbox {
     pub(crate) env: BTreeMap<String, String>,
 }
 
+/// Gets output as it comes.
+type Sink<'a> = dyn FnMut(OutputStream, &[u8]) + 'a;
+
 impl NativeSandbox {
     /// Makes a sandbox.
     pub(crate) fn create(inner: &Arc<Inner>, spec: &SandboxSpec) -> Result<Self, SandboxError> {
@@ -140,7 +143,7 @@ impl NativeSandbox {
         kind: Kind,
         body: &[u8],
         time: Duration,
-        sink: &mut dyn FnMut(OutputStream, &[u8]),
+        sink: &mut Sink<'_>,
     ) -> Result<Vec<u8>, SandboxError> {
         self.wake()?;
         let Some(slot) = &self.slot else { return Err(died("it was used after its end")) };
@@ -176,7 +179,7 @@ impl NativeSandbox {
     fn run(
         &mut self,
         request: &ExecRequest,
-        sink: Option<&mut dyn FnMut(OutputStream, &[u8])>,
+        sink: Option<&mut Sink<'_>>,
     ) -> Result<ExecOutput, SandboxError> {
         let Some(mut command) = command(&self.env, request) else {
             return Ok(not_started("the command or its environment holds a NUL byte"));

@@ -103,8 +103,7 @@ impl Sampler for GuardedSampler<'_> {
         if self.cancel.is_cancelled() {
             return Err(SamplerError::Engine("the run is being stopped".to_owned()));
         }
-        let completion =
-            self.inner.sample_cancellable(request, &|| self.cancel.is_cancelled())?;
+        let completion = self.inner.sample_cancellable(request, &|| self.cancel.is_cancelled())?;
         if completion.policy_version != self.policy_version {
             return Err(SamplerError::Engine(format!(
                 "version {} answered, the rollout belongs to version {}",

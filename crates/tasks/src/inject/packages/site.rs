@@ -21,6 +21,12 @@ const BATCH: usize = 64;
 /// Candidates of one file; each holds the file's whole text.
 const MAX_PER_FILE: usize = 400;
 
+/// The next bugs to run for `missing` tasks, and the rest: about two of three become a task.
+fn split<T>(left: &[T], missing: usize) -> Option<(&[T], &[T])> {
+    let size = (missing + missing / 2 + 4).min(BATCH).min(left.len());
+    (missing > 0 && size > 0).then(|| left.split_at(size))
+}
+
 /// What all packages share.
 pub(super) struct Maker<'a> {
     pub pip: &'a Pip,
@@ -214,10 +220,9 @@ impl Site<'_> {
         let mut found: Vec<Found> = Vec::new();
         // Several bugs are drawn from twice as many single ones, each of which is seen alone.
         let wanted = if options.num_bugs > 1 { 2 * quota } else { quota };
-        for batch in order.chunks(BATCH) {
-            if singles.len() >= wanted {
-                break;
-            }
+        let mut left = order.as_slice();
+        while let Some((batch, rest)) = split(left, wanted - singles.len()) {
+            left = rest;
             let combined: Vec<Vec<&Mutation>> =
                 batch.iter().map(|index| vec![&self.candidates[*index]]).collect();
             let room = wanted - singles.len();
@@ -225,10 +230,9 @@ impl Site<'_> {
         }
         if options.num_bugs > 1 {
             let tuples = self.tuples(&singles, options.num_bugs, 2 * quota);
-            for batch in tuples.chunks(BATCH) {
-                if found.len() >= quota {
-                    break;
-                }
+            let mut left = tuples.as_slice();
+            while let Some((batch, rest)) = split(left, quota - found.len()) {
+                left = rest;
                 let combined: Vec<Vec<&Mutation>> =
                     batch.iter().map(|tuple| tuple.iter().collect()).collect();
                 let room = quota - found.len();

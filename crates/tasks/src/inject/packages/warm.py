@@ -44,7 +44,11 @@ class Lines:
             tool.use_tool_id(WATCHED, "lines")
             tool.register_callback(WATCHED, tool.events.LINE, self.on_line)
             tool.set_events(WATCHED, tool.events.LINE)
-        else:
+        self.resume()
+
+    def resume(self):
+        """Takes the trace back from a tool of the package's own, such as coverage."""
+        if not hasattr(sys, "monitoring") and sys.gettrace() != self.on_call:
             threading.settrace(self.on_call)
             sys.settrace(self.on_call)
 
@@ -173,16 +177,18 @@ def main():
         return {"message": message[:1200], "statement": statement, "places": places[-12:]}
 
     class Mapper:
-        @pytest.hookimpl(tryfirst=True)
         def pytest_load_initial_conftests(self):
             paths = [workdir, os.path.join(workdir, "src")]
             sys.path[:0] = [path for path in paths if os.path.isdir(path)]
+            if job["mode"] == "map":
+                watcher.resume()
 
         @pytest.hookimpl(tryfirst=True)
         def pytest_runtestloop(self, session):
             say(**{"import": watcher.take()})
             for index, item in enumerate(session.items):
                 after = session.items[index + 1] if index + 1 < len(session.items) else None
+                watcher.resume()
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
                 passed, seconds, _ = results.of(item.nodeid)
                 say(test=item.nodeid, passed=passed, seconds=seconds, lines=watcher.take())
