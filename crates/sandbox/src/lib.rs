@@ -6,13 +6,14 @@
 //!
 //! How the processes hang together is told in `keeper`, how a sandbox is built in `setup`, how a
 //! command is run in `command`.
-
+//!
 //! # What stands between a command and the machine
 //!
 //! User, PID, mount, network, IPC and UTS namespaces with one unprivileged id; no capabilities and
 //! `no_new_privs`; a root put together from read-only mounts, with `/proc` masked; an allow-list of
 //! system calls (`seccomp`); bounds on memory, processes, CPU and wall-clock time, disk, files and
-//! output; three descriptors, an environment of its own; and the end of everything with the host
+//! output; three descriptors, an environment of its own, a network that is one loopback interface
+//! and leads nowhere; and the end of everything with the host
 //! program. Each layer has a name (`defence`), and the attack suite (`tests/attacks`) shows for
 //! each that its attack succeeds without it; what held is listed in `target/attacks.txt`.
 //!
