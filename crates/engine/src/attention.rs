@@ -1,21 +1,35 @@
 //! Causal attention with shared key/value heads, in strips of a few query rows.
 //!
-//! A strip takes the scores of its rows against all keys so far, so memory is the strip's rows
-//! times the length: linear. The backward pass computes the scores again, strip by strip, from the
-//! saved log-sum-exp (as FlashAttention-2 does, Dao, arXiv 2307.08691).
+//! A strip takes the scores of its rows against a block of 1,024 keys at a time, keeping a running
+//! maximum and sum (online softmax, Milakov & Gimelshein, arXiv 1805.02867), so memory is linear in
+//! the length and a block of keys and values stays in cache while all strips pass by. The backward
+//! pass computes the scores again from the saved log-sum-exp (as FlashAttention-2 does, Dao, arXiv
+//! 2307.08691), for a range of keys at a time.
 //!
-//! Keys come in blocks of 32 positions that start at multiples of 32. A masked key has probability
+//! Keys come in panels of 32 positions that start at multiples of 32. A masked key has probability
 //! exactly 0 and so adds nothing, bit for bit: a query's result is the same whether it is computed
 //! alone against a cache or in the middle of a training batch.
 //!
-//! Layouts: `columns` are `[block][head_dim][32]` (a panel per block, for `x · Kᵀ`), `rows` are
-//! `[head_dim / 32][position][32]` (a panel per 32 columns, for `p · V`), padded with zeros.
+//! Layouts: `columns` are `[panel][head_dim][32]` (for `x · Kᵀ`), `rows` are
+//! `[head_dim / 32][position][32]` (for `p · V`), padded with zeros.
+
+use std::ops::Range;
 
 use crate::kernels::gemm::{Into, PANEL, matmul_panels, matmul_tn, padded};
 use crate::kernels::math;
 
 /// Most query rows of a strip (the micro-kernel's tile), unless one position has more heads.
 const STRIP_ROWS: usize = 12;
+
+/// As `STRIP_ROWS`, for the backward pass, whose products sum over a strip's rows.
+const BACKWARD_ROWS: usize = 48;
+
+/// Keys whose scores exist at once. The places where the running softmax is rescaled depend on it,
+/// and so do the bits of longer sequences.
+const KEY_BLOCK: usize = 1024;
+
+/// Keys that one part of the backward pass takes.
+pub(crate) const KEY_RANGE: usize = 256;
 
 /// One key/value head and its queries.
 #[derive(Debug, Clone, Copy)]
@@ -26,34 +40,40 @@ pub(crate) struct HeadShape {
 }
 
 impl HeadShape {
-    fn scale(self) -> f32 {
+    /// What scores are multiplied by.
+    pub(crate) fn scale(self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
     }
 
-    fn strip_queries(self) -> usize {
-        (STRIP_ROWS / self.group).max(1)
-    }
-
-    fn width(self) -> usize {
+    /// Width of a row of the group's queries.
+    pub(crate) fn width(self) -> usize {
         self.group * self.head_dim
     }
+
+    /// The same, each head padded to whole panels.
+    pub(crate) fn padded_width(self) -> usize {
+        self.group * padded(self.head_dim)
+    }
 }
 
-/// The keys and values of one head, wherever they are kept.
+/// The keys and values of one head, wherever they are kept. `panels` counts in panels of 32
+/// positions.
 pub(crate) trait KeyValues {
-    /// `scores[rows][32 · blocks] = q[rows][head_dim] · Kᵀ`.
-    fn scores(&self, q: &[f32], rows: usize, blocks: usize, scores: &mut [f32]);
+    /// `scores[rows][32 · panels] = q[rows][head_dim] · Kᵀ`.
+    fn scores(&self, q: &[f32], rows: usize, panels: Range<usize>, scores: &mut [f32]);
 
-    /// `out[rows][padded head_dim] = probs[rows][32 · blocks] · V`.
-    fn mix(&self, probs: &[f32], rows: usize, blocks: usize, out: &mut [f32]);
+    /// `out[rows][padded head_dim] (+)= probs[rows][32 · panels] · V`.
+    fn mix(&self, probs: &[f32], rows: usize, panels: Range<usize>, out: &mut [f32], into: Into);
 }
 
-/// Buffers of one strip.
+/// Buffers of one thread.
 #[derive(Debug, Default)]
 pub(crate) struct StripScratch {
     q: Vec<f32>,
     scores: Vec<f32>,
-    out: Vec<f32>,
+    /// `p · V` of all rows, not yet divided by their sums.
+    mixed: Vec<f32>,
+    maxima: Vec<f32>,
     sums: Vec<f32>,
 }
 
@@ -80,30 +100,59 @@ pub(crate) fn attend(
 ) {
     let HeadShape { head_dim, group } = shape;
     let padded_dim = padded(head_dim);
-    for start in (0..count).step_by(shape.strip_queries()) {
-        let queries = shape.strip_queries().min(count - start);
-        let rows = queries * group;
-        let blocks = (first + start + queries - 1) / PANEL + 1;
-        let ld = blocks * PANEL;
-        let q_rows = fit(&mut scratch.q, rows * head_dim);
-        gather_scaled(shape, (&q[start * ldq..], ldq), q_rows, shape.scale());
-        let scores = fit(&mut scratch.scores, rows * ld);
-        kv.scores(q_rows, rows, blocks, scores);
-        mask(scores, ld, first + start, group);
-        let (maxima, sums) = fit(&mut scratch.sums, 2 * rows).split_at_mut(rows);
+    fit(&mut scratch.mixed, count * group * padded_dim);
+    fit(&mut scratch.maxima, count * group);
+    fit(&mut scratch.sums, count * group);
+    let strip = (STRIP_ROWS / group).max(1);
+    for keys in (0..first + count).step_by(KEY_BLOCK) {
+        // Strips that end before these keys have nothing to see here.
+        let unseeing = keys.saturating_sub(first) / strip * strip;
+        for start in (unseeing..count).step_by(strip) {
+            let queries = strip.min(count - start);
+            let q = (&q[start * ldq..], ldq);
+            attend_strip(shape, kv, q, (first, start, queries), keys, scratch);
+        }
+    }
+    let rows = scratch.mixed.chunks_exact(padded_dim).zip(scratch.maxima.iter().zip(&scratch.sums));
+    for (row, (mixed, (max, sum))) in rows.take(count * group).enumerate() {
+        let (query, head) = (row / group, row % group);
+        save_lse(query, head, max + sum.ln());
+        let inverse = 1.0 / sum;
+        let to = &mut out[query * ldo + head * head_dim..][..head_dim];
+        for (to, from) in to.iter_mut().zip(mixed) {
+            *to = from * inverse;
+        }
+    }
+}
+
+/// A strip of `queries` from `start` on, against the block of keys that begins at `keys`.
+fn attend_strip(
+    shape: HeadShape,
+    kv: &impl KeyValues,
+    (q, ldq): (&[f32], usize),
+    (first, start, queries): (usize, usize, usize),
+    keys: usize,
+    scratch: &mut StripScratch,
+) {
+    let HeadShape { head_dim, group } = shape;
+    let (padded_dim, rows) = (padded(head_dim), queries * group);
+    let last = first + start + queries - 1;
+    let panels = keys / PANEL..(last / PANEL + 1).min((keys + KEY_BLOCK) / PANEL);
+    let ld = panels.len() * PANEL;
+    let q_rows = fit(&mut scratch.q, rows * head_dim);
+    gather_scaled(shape, (q, ldq), q_rows, shape.scale());
+    let scores = fit(&mut scratch.scores, rows * ld);
+    kv.scores(q_rows, rows, panels.clone(), scores);
+    mask(scores, ld, (first + start, keys), group);
+    let own = start * group..start * group + rows;
+    let (maxima, sums) = (&mut scratch.maxima[own.clone()], &mut scratch.sums[own]);
+    let mixed = &mut scratch.mixed[start * group * padded_dim..][..rows * padded_dim];
+    if keys == 0 {
         math::exp_rows(scores, ld, maxima, sums);
-        for (row, (max, sum)) in maxima.iter().zip(&*sums).enumerate() {
-            save_lse(start + row / group, row % group, max + sum.ln());
-        }
-        let mixed = fit(&mut scratch.out, rows * padded_dim);
-        kv.mix(scores, rows, blocks, mixed);
-        for (row, (mixed, sum)) in mixed.chunks_exact(padded_dim).zip(&*sums).enumerate() {
-            let at = (start + row / group) * ldo + row % group * head_dim;
-            let inverse = 1.0 / sum;
-            for (to, from) in out[at..at + head_dim].iter_mut().zip(mixed) {
-                *to = from * inverse;
-            }
-        }
+        kv.mix(scores, rows, panels, mixed, Into::Set);
+    } else {
+        math::exp_rows_onward(scores, ld, maxima, sums, mixed, padded_dim);
+        kv.mix(scores, rows, panels, mixed, Into::Add);
     }
 }
 
@@ -116,35 +165,40 @@ fn gather_scaled(shape: HeadShape, (from, ld): (&[f32], usize), to: &mut [f32], 
     }
 }
 
-/// Hides the keys after each row's own position. Row 0 is at position `first`.
-fn mask(scores: &mut [f32], ld: usize, first: usize, group: usize) {
-    for (row, scores) in scores.chunks_exact_mut(ld).enumerate() {
-        scores[first + row / group + 1..].fill(f32::NEG_INFINITY);
+/// [`gather_scaled`], each head's row padded with zeros to whole panels.
+fn gather_padded(shape: HeadShape, (from, ld): (&[f32], usize), to: &mut [f32], scale: f32) {
+    let (dim, width) = (shape.head_dim, padded(shape.head_dim));
+    for (to, from) in to.chunks_mut(shape.padded_width()).zip(from.chunks(ld)) {
+        for (to, from) in to.chunks_mut(width).zip(from.chunks(dim)) {
+            for (x, y) in to.iter_mut().zip(from) {
+                *x = y * scale;
+            }
+            to[dim..].fill(0.0);
+        }
     }
 }
 
-/// Keys and values of one head of one packed sequence, with what the backward pass needs.
+/// Hides the keys after each row's own position. Row 0 is at position `first`, column 0 at `keys`.
+fn mask(scores: &mut [f32], ld: usize, (first, keys): (usize, usize), group: usize) {
+    for (row, scores) in scores.chunks_exact_mut(ld).enumerate() {
+        let seen = (first + row / group + 1).saturating_sub(keys);
+        scores[seen.min(ld)..].fill(f32::NEG_INFINITY);
+    }
+}
+
+/// Keys and values of one head of one packed sequence.
 #[derive(Debug, Default)]
 pub(crate) struct PackedKeyValues {
     head_dim: usize,
     /// Positions, padded.
     len: usize,
     key_columns: Vec<f32>,
-    key_rows: Vec<f32>,
-    value_columns: Vec<f32>,
     value_rows: Vec<f32>,
 }
 
 impl PackedKeyValues {
     /// Packs keys and values of `count` positions, in rows `ld` apart.
-    fn pack(&mut self, head_dim: usize, keys: &[f32], values: &[f32], ld: usize, count: usize) {
-        (self.head_dim, self.len) = (head_dim, padded(count));
-        pack_columns(&mut self.key_columns, head_dim, keys, ld, count);
-        pack_rows(&mut self.value_rows, head_dim, values, ld, count);
-    }
-
-    /// Packs the other form of each, for the backward pass.
-    fn pack_backward(
+    pub(crate) fn pack(
         &mut self,
         head_dim: usize,
         keys: &[f32],
@@ -152,33 +206,25 @@ impl PackedKeyValues {
         ld: usize,
         count: usize,
     ) {
-        self.pack(head_dim, keys, values, ld, count);
-        pack_rows(&mut self.key_rows, head_dim, keys, ld, count);
-        pack_columns(&mut self.value_columns, head_dim, values, ld, count);
-    }
-
-    /// `out[rows][32 · blocks] = x[rows][head_dim] · columns`.
-    fn by_columns(&self, columns: &[f32], x: &[f32], rows: usize, blocks: usize, out: &mut [f32]) {
-        let (dim, stride) = (self.head_dim, self.head_dim * PANEL);
-        let shape = (rows, dim, blocks);
-        matmul_panels(x, dim, shape, columns, stride, out, blocks * PANEL, Into::Set);
-    }
-
-    /// `out[rows][padded head_dim] = x[rows][32 · blocks] · panels`.
-    fn by_rows(&self, panels: &[f32], x: &[f32], rows: usize, blocks: usize, out: &mut [f32]) {
-        let (width, ld) = (padded(self.head_dim), blocks * PANEL);
-        let shape = (rows, ld, width / PANEL);
-        matmul_panels(x, ld, shape, panels, self.len * PANEL, out, width, Into::Set);
+        (self.head_dim, self.len) = (head_dim, padded(count));
+        pack_columns(&mut self.key_columns, head_dim, keys, ld, count);
+        pack_rows(&mut self.value_rows, head_dim, values, ld, count);
     }
 }
 
 impl KeyValues for PackedKeyValues {
-    fn scores(&self, q: &[f32], rows: usize, blocks: usize, scores: &mut [f32]) {
-        self.by_columns(&self.key_columns, q, rows, blocks, scores);
+    fn scores(&self, q: &[f32], rows: usize, panels: Range<usize>, scores: &mut [f32]) {
+        let (dim, stride, count) = (self.head_dim, self.head_dim * PANEL, panels.len());
+        let columns = &self.key_columns[panels.start * stride..];
+        let (shape, ld) = ((rows, dim, count), count * PANEL);
+        matmul_panels(q, dim, shape, columns, stride, scores, ld, Into::Set);
     }
 
-    fn mix(&self, probs: &[f32], rows: usize, blocks: usize, out: &mut [f32]) {
-        self.by_rows(&self.value_rows, probs, rows, blocks, out);
+    fn mix(&self, probs: &[f32], rows: usize, panels: Range<usize>, out: &mut [f32], into: Into) {
+        let (width, ld) = (padded(self.head_dim), panels.len() * PANEL);
+        let values = &self.value_rows[panels.start * PANEL * PANEL..];
+        let shape = (rows, ld, width / PANEL);
+        matmul_panels(probs, ld, shape, values, self.len * PANEL, out, width, into);
     }
 }
 
@@ -212,159 +258,119 @@ fn pack_rows(to: &mut Vec<f32>, dim: usize, from: &[f32], ld: usize, count: usiz
     }
 }
 
-/// Buffers of attention over packed sequences.
+/// One key/value head of one sequence, for the backward pass.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BackwardHead<'a> {
+    pub shape: HeadShape,
+    /// Rows `[queries | keys | values]` of the sequence, `[t][ld]`.
+    pub qkv: &'a [f32],
+    pub ld: usize,
+    /// Where the group's queries, the keys and the values start in a row.
+    pub at: (usize, usize, usize),
+    /// Log-sum-exp of the scores, `[t][group]`.
+    pub lse: &'a [f32],
+    /// Gradient of the output, in rows `ldo` apart, of which the group's start at `out_at`.
+    pub d_out: &'a [f32],
+    pub ldo: usize,
+    pub out_at: usize,
+    /// `d_out · out` of each head, in rows `heads` apart, of which the group's start at `head_at`.
+    pub d_sum: &'a [f32],
+    pub heads: usize,
+    pub head_at: usize,
+}
+
+/// Buffers of the backward pass of one thread.
 #[derive(Debug, Default)]
-pub(crate) struct AttentionScratch {
-    kv: PackedKeyValues,
-    strip: StripScratch,
+pub(crate) struct BackwardScratch {
+    key_columns: Vec<f32>,
+    key_rows: Vec<f32>,
+    value_columns: Vec<f32>,
+    q: Vec<f32>,
     d_out: Vec<f32>,
+    probs: Vec<f32>,
     d_scores: Vec<f32>,
+    row_lse: Vec<f32>,
+    row_sum: Vec<f32>,
     d_keys: Vec<f32>,
     d_values: Vec<f32>,
-    edge: Vec<f32>,
 }
 
-/// Shape of attention over rows `[queries | keys | values]`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct AttentionShape {
-    pub head: HeadShape,
-    pub num_kv_heads: usize,
-}
-
-impl AttentionShape {
-    fn num_heads(self) -> usize {
-        self.num_kv_heads * self.head.group
-    }
-
-    fn query_width(self) -> usize {
-        self.num_kv_heads * self.head.width()
-    }
-
-    fn qkv_width(self) -> usize {
-        self.query_width() + 2 * self.num_kv_heads * self.head.head_dim
-    }
-
-    /// Where the keys and the values of a head start in a row.
-    fn kv_at(self, kv_head: usize) -> (usize, usize) {
-        let keys = self.query_width() + kv_head * self.head.head_dim;
-        (keys, keys + self.num_kv_heads * self.head.head_dim)
-    }
-}
-
-/// Attention of one whole sequence: `qkv` rows in, `out[t][queries]` and `lse[t][heads]` out.
-pub(crate) fn attend_sequence(
-    shape: AttentionShape,
-    qkv: &[f32],
-    out: &mut [f32],
-    lse: &mut [f32],
-    scratch: &mut AttentionScratch,
-) {
-    let (ld, ldo, heads) = (shape.qkv_width(), shape.query_width(), shape.num_heads());
-    let count = qkv.len() / ld;
-    for kv_head in 0..shape.num_kv_heads {
-        let (keys, values) = shape.kv_at(kv_head);
-        scratch.kv.pack(shape.head.head_dim, &qkv[keys..], &qkv[values..], ld, count);
-        let at = kv_head * shape.head.width();
-        attend(
-            shape.head,
-            &scratch.kv,
-            (&qkv[at..], ld),
-            (0, count),
-            (&mut out[at..], ldo),
-            |t, head, value| lse[t * heads + kv_head * shape.head.group + head] = value,
-            &mut scratch.strip,
-        );
-    }
-}
-
-/// What [`attend_sequence`] left, and the gradient of its output.
-pub(crate) struct SavedAttention<'a> {
-    pub qkv: &'a [f32],
-    pub out: &'a [f32],
-    pub lse: &'a [f32],
-    pub d_out: &'a [f32],
-}
-
-/// Backward of [`attend_sequence`]: writes the gradient of the `qkv` rows.
-pub(crate) fn attend_sequence_backward(
-    shape: AttentionShape,
-    saved: &SavedAttention,
-    d_qkv: &mut [f32],
-    scratch: &mut AttentionScratch,
-) {
-    let ld = shape.qkv_width();
-    let count = saved.qkv.len() / ld;
-    let dim = shape.head.head_dim;
-    let width = padded(dim);
-    for kv_head in 0..shape.num_kv_heads {
-        let (keys, values) = shape.kv_at(kv_head);
-        let (key_rows, value_rows) = (&saved.qkv[keys..], &saved.qkv[values..]);
-        scratch.kv.pack_backward(dim, key_rows, value_rows, ld, count);
-        fit(&mut scratch.d_keys, padded(count) * width).fill(0.0);
-        fit(&mut scratch.d_values, padded(count) * width).fill(0.0);
-        for start in (0..count).step_by(shape.head.strip_queries()) {
-            strip_backward(shape, kv_head, start, count, saved, d_qkv, scratch);
+impl BackwardHead<'_> {
+    /// Backward of [`attend`] for the keys of `range`, which starts at a multiple of 32: adds to
+    /// `d_q`, `[t][group][padded head_dim]`, before the scale, and writes `d_kv`,
+    /// `[range][keys | values]`. Ranges come in order, from 0 on: the first one sets `d_q`.
+    pub(crate) fn backward(
+        &self,
+        range: Range<usize>,
+        d_q: &mut [f32],
+        d_kv: &mut [f32],
+        scratch: &mut BackwardScratch,
+    ) {
+        let dim = self.shape.head_dim;
+        let (width, count) = (padded(dim), self.qkv.len() / self.ld);
+        let rows = &self.qkv[range.start * self.ld..];
+        let (keys, values) = (&rows[self.at.1..], &rows[self.at.2..]);
+        pack_columns(&mut scratch.key_columns, dim, keys, self.ld, range.len());
+        pack_rows(&mut scratch.key_rows, dim, keys, self.ld, range.len());
+        pack_columns(&mut scratch.value_columns, dim, values, self.ld, range.len());
+        fit(&mut scratch.d_keys, padded(range.len()) * width).fill(0.0);
+        fit(&mut scratch.d_values, padded(range.len()) * width).fill(0.0);
+        let strip = (BACKWARD_ROWS / self.shape.group).max(1);
+        for start in (range.start..count).step_by(strip) {
+            self.strip(&range, (start, strip.min(count - start)), d_q, scratch);
         }
-        let gradients =
-            scratch.d_keys.chunks_exact(width).zip(scratch.d_values.chunks_exact(width));
-        for (row, (d_key, d_value)) in d_qkv.chunks_exact_mut(ld).zip(gradients) {
-            row[keys..keys + dim].copy_from_slice(&d_key[..dim]);
-            row[values..values + dim].copy_from_slice(&d_value[..dim]);
+        let found = scratch.d_keys.chunks_exact(width).zip(scratch.d_values.chunks_exact(width));
+        for (row, (d_key, d_value)) in d_kv.chunks_exact_mut(2 * dim).zip(found) {
+            row[..dim].copy_from_slice(&d_key[..dim]);
+            row[dim..].copy_from_slice(&d_value[..dim]);
         }
     }
-}
 
-/// One strip of queries: writes their gradient, adds to those of keys and values.
-fn strip_backward(
-    shape: AttentionShape,
-    kv_head: usize,
-    start: usize,
-    count: usize,
-    saved: &SavedAttention,
-    d_qkv: &mut [f32],
-    scratch: &mut AttentionScratch,
-) {
-    let AttentionScratch { kv, strip, d_out, d_scores, d_keys, d_values, edge } = scratch;
-    let HeadShape { head_dim: dim, group } = shape.head;
-    let (ld, ldo, width) = (shape.qkv_width(), shape.query_width(), padded(dim));
-    let queries = shape.head.strip_queries().min(count - start);
-    let (rows, blocks) = (queries * group, (start + queries - 1) / PANEL + 1);
-    let len = blocks * PANEL;
-    let at = kv_head * shape.head.width();
+    /// A strip of `queries` from `start` on.
+    fn strip(
+        &self,
+        range: &Range<usize>,
+        (start, queries): (usize, usize),
+        d_q: &mut [f32],
+        scratch: &mut BackwardScratch,
+    ) {
+        let HeadShape { head_dim: dim, group } = self.shape;
+        let (width, rows) = (padded(dim), queries * group);
+        let seen = range.end.min(start + queries) - range.start;
+        let panels = seen.div_ceil(PANEL);
+        let (len, stride) = (panels * PANEL, dim * PANEL);
 
-    let q = fit(&mut strip.q, rows * dim);
-    gather_scaled(shape.head, (&saved.qkv[start * ld + at..], ld), q, shape.head.scale());
-    let d_out = fit(d_out, rows * dim);
-    gather_scaled(shape.head, (&saved.d_out[start * ldo + at..], ldo), d_out, 1.0);
-
-    let probs = fit(&mut strip.scores, rows * len);
-    kv.by_columns(&kv.key_columns, q, rows, blocks, probs);
-    mask(probs, len, start, group);
-    let row_lse = fit(&mut strip.sums, rows);
-    for (row, lse) in row_lse.iter_mut().enumerate() {
-        let heads = &saved.lse[(start + row / group) * shape.num_heads()..];
-        *lse = heads[kv_head * group + row % group];
-    }
-    math::exp_shifted_rows(probs, len, row_lse);
-
-    let d_scores = fit(d_scores, rows * len);
-    kv.by_columns(&kv.value_columns, d_out, rows, blocks, d_scores);
-    // The sums p · dp of each row, which equal d_out · out.
-    for (row, sum) in row_lse.iter_mut().enumerate() {
-        let out = &saved.out[(start + row / group) * ldo + at + row % group * dim..][..dim];
-        *sum = math::dot(&d_out[row * dim..][..dim], out);
-    }
-    math::softmax_backward_rows(probs, d_scores, len, row_lse);
-
-    matmul_tn((probs, len), (d_out, dim), (len, dim, rows), (d_values, width), edge);
-    matmul_tn((d_scores, len), (q, dim), (len, dim, rows), (d_keys, width), edge);
-    let d_q = fit(&mut strip.out, rows * width);
-    kv.by_rows(&kv.key_rows, d_scores, rows, blocks, d_q);
-    let scale = shape.head.scale();
-    for (row, d_q) in d_q.chunks_exact(width).enumerate() {
-        let to = &mut d_qkv[(start + row / group) * ld + at + row % group * dim..][..dim];
-        for (to, from) in to.iter_mut().zip(d_q) {
-            *to = from * scale;
+        let q = fit(&mut scratch.q, rows * width);
+        let from = (&self.qkv[start * self.ld + self.at.0..], self.ld);
+        gather_padded(self.shape, from, q, self.shape.scale());
+        let d_out = fit(&mut scratch.d_out, rows * width);
+        let from = (&self.d_out[start * self.ldo + self.out_at..], self.ldo);
+        gather_padded(self.shape, from, d_out, 1.0);
+        let row_lse = fit(&mut scratch.row_lse, rows);
+        row_lse.copy_from_slice(&self.lse[start * group..][..rows]);
+        let row_sum = fit(&mut scratch.row_sum, rows);
+        for (to, from) in row_sum.chunks_mut(group).zip(self.d_sum.chunks(self.heads).skip(start)) {
+            to.copy_from_slice(&from[self.head_at..][..group]);
         }
+
+        let probs = fit(&mut scratch.probs, rows * len);
+        let (columns, shape) = (&scratch.key_columns, (rows, dim, panels));
+        matmul_panels(q, width, shape, columns, stride, probs, len, Into::Set);
+        mask(probs, len, (start, range.start), group);
+        math::exp_shifted_rows(probs, len, row_lse);
+        let d_scores = fit(&mut scratch.d_scores, rows * len);
+        let columns = &scratch.value_columns;
+        matmul_panels(d_out, width, shape, columns, stride, d_scores, len, Into::Set);
+        math::softmax_backward_rows(probs, d_scores, len, row_sum);
+
+        let (d_values, d_keys) = (&mut scratch.d_values, &mut scratch.d_keys);
+        let product = (len, width, rows);
+        matmul_tn((probs, len), (d_out, width), product, (d_values, width));
+        matmul_tn((d_scores, len), (q, width), product, (d_keys, width));
+        let into = if range.start == 0 { Into::Set } else { Into::Add };
+        let d_q = &mut d_q[start * group * width..][..rows * width];
+        let shape = (rows, len, width / PANEL);
+        let stride = padded(range.len()) * PANEL;
+        matmul_panels(d_scores, len, shape, &scratch.key_rows, stride, d_q, width, into);
     }
 }

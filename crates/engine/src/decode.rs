@@ -104,11 +104,11 @@ impl DecodeWorkspace {
                     run.cache.write(shape, layer, first + i, k, v);
                 }
                 let out = &mut state.attended[row * queries..(row + run.count) * queries];
-                let heads = config.attention_shape();
+                let shape_of_head = config.head_shape();
                 for kv_head in 0..config.num_key_value_heads {
-                    let at = kv_head * heads.head.group * config.head_dim;
+                    let at = kv_head * shape_of_head.width();
                     attend(
-                        heads.head,
+                        shape_of_head,
                         &run.cache.head(shape, layer, kv_head),
                         (&qkv[at..], width),
                         (first, run.count),

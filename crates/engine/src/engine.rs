@@ -8,10 +8,11 @@ use patchwright_core::{PolicyVersion, TrainerError};
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::ModelConfig;
+use crate::kernels::gemm::Precision;
 use crate::kv_cache::PAGE;
 use crate::optim::Moments;
 use crate::sampler::EmbeddedSampler;
-use crate::trainer::EmbeddedTrainer;
+use crate::trainer::{EmbeddedTrainer, Recompute};
 use crate::weights::{Model, Weights};
 
 /// When the sampler takes new weights, if sequences are being drawn.
@@ -39,6 +40,13 @@ pub struct EngineOptions {
     pub max_cached_tokens: usize,
     /// When the sampler takes new weights.
     pub weight_swap: WeightSwap,
+    /// What matrix products round their operands to, of trainer and sampler alike.
+    pub precision: Precision,
+    /// Whether the backward pass computes layers again.
+    pub recompute: Recompute,
+    /// Bytes that the layers of the micro-batches in work may keep for the backward pass before
+    /// [`Recompute::Auto`] computes them again.
+    pub max_activation_bytes: usize,
 }
 
 impl Default for EngineOptions {
@@ -49,6 +57,9 @@ impl Default for EngineOptions {
             max_batch_tokens: 2048,
             max_cached_tokens: 1 << 17,
             weight_swap: WeightSwap::default(),
+            precision: Precision::F32,
+            recompute: Recompute::Auto,
+            max_activation_bytes: 2 << 30,
         }
     }
 }
@@ -93,7 +104,7 @@ impl Engine {
         config.validate().map_err(TrainerError::BadInput)?;
         let model = Arc::new(Model::new(config));
         let params = model.layout.initial_weights(&model.config, seed);
-        let weights = Arc::new(Weights::new(model, params));
+        let weights = Arc::new(Weights::with_precision(model, params, options.precision));
         Self::with_weights(weights, Moments::default(), PolicyVersion::default(), options)
     }
 
@@ -105,7 +116,8 @@ impl Engine {
     /// otherwise as [`Engine::new`].
     pub fn load(dir: &Path, options: EngineOptions) -> Result<Self, TrainerError> {
         let Checkpoint { config, params, moments, version } = checkpoint::load(dir)?;
-        let weights = Arc::new(Weights::new(Arc::new(Model::new(config)), params));
+        let model = Arc::new(Model::new(config));
+        let weights = Arc::new(Weights::with_precision(model, params, options.precision));
         Self::with_weights(weights, moments, version, options)
     }
 
@@ -119,7 +131,7 @@ impl Engine {
         let sampler = EmbeddedSampler::new(Arc::clone(&weights), version, &options)
             .map_err(|error| TrainerError::Engine(error.to_string()))?;
         let trainer =
-            EmbeddedTrainer::new(weights, moments, version, options, Arc::clone(&sampler));
+            EmbeddedTrainer::new(weights, moments, version, options, Arc::clone(&sampler))?;
         Ok(Self { trainer, sampler })
     }
 

@@ -5,12 +5,12 @@
 //! Shape legend: `t` rows, `h` hidden, `q` all query heads, `f` intermediate, `v` vocabulary.
 
 use crate::attention::fit;
-use crate::kernels::gemm::{Into, matmul};
-use crate::kernels::{math, vectorized};
+use crate::kernels::gemm::{Into, Precision, matmul};
+use crate::kernels::{bf16, math, vectorized};
 use crate::rope::Rope;
 use crate::weights::{Model, Weights};
 
-/// What a layer computed; the trainer keeps one per layer for the backward pass.
+/// What a layer computes of the rows of a sampling step.
 #[derive(Debug, Default)]
 pub(crate) struct LayerState {
     /// The residual stream before the layer, `[t][h]`.
@@ -73,6 +73,20 @@ pub(crate) fn embed(weights: &Weights, tokens: impl Iterator<Item = u32>, out: &
     for (row, token) in out.chunks_exact_mut(hidden).zip(tokens) {
         row.copy_from_slice(&table[token as usize * hidden..][..hidden]);
     }
+    if weights.precision == Precision::Bf16 {
+        bf16::round_all(out);
+    }
+}
+
+/// Places of some rows for what [`project_rows`] computes.
+#[derive(Debug)]
+pub(crate) struct QkvRows<'a> {
+    pub input_inv_rms: &'a mut [f32],
+    pub normed: &'a mut [f32],
+    pub raw: &'a mut [f32],
+    pub q_inv_rms: &'a mut [f32],
+    pub k_inv_rms: &'a mut [f32],
+    pub qkv: &'a mut [f32],
 }
 
 /// From `state.input` to `state.qkv`: norm, projection, bias, head norms, rotation.
@@ -82,11 +96,30 @@ pub(crate) fn project_qkv(
     positions: &[u32],
     state: &mut LayerState,
 ) {
+    let to = QkvRows {
+        input_inv_rms: &mut state.input_inv_rms,
+        normed: &mut state.normed,
+        raw: &mut state.raw,
+        q_inv_rms: &mut state.q_inv_rms,
+        k_inv_rms: &mut state.k_inv_rms,
+        qkv: &mut state.qkv,
+    };
+    project_rows(weights, layer, positions, &state.input, to);
+}
+
+/// From rows of the residual stream to queries, keys and values.
+pub(crate) fn project_rows(
+    weights: &Weights,
+    layer: usize,
+    positions: &[u32],
+    input: &[f32],
+    to: QkvRows,
+) {
     let Model { config, layout, rope } = &*weights.model;
     let ranges = &layout.layers[layer];
     let eps = config.rms_norm_eps;
     let param = |range: &std::ops::Range<usize>| &weights.params[range.clone()];
-    let LayerState { input, input_inv_rms, normed, raw, q_inv_rms, k_inv_rms, qkv, .. } = state;
+    let QkvRows { input_inv_rms, normed, raw, q_inv_rms, k_inv_rms, qkv } = to;
     math::rms_norm(input, param(&ranges.input_norm), eps, normed, input_inv_rms);
     let projected = if ranges.qk_norm.is_some() { &mut *raw } else { &mut *qkv };
     matmul(normed, &weights.layers[layer].qkv, projected, Into::Set);
@@ -149,6 +182,16 @@ vectorized! {
     }
 }
 
+/// Places of some rows for what [`finish_rows`] computes on the way.
+#[derive(Debug)]
+pub(crate) struct FinishRows<'a> {
+    pub middle: &'a mut [f32],
+    pub middle_inv_rms: &'a mut [f32],
+    pub middle_normed: &'a mut [f32],
+    pub gate_up: &'a mut [f32],
+    pub hidden: &'a mut [f32],
+}
+
 /// From `state.attended` to the residual stream after the layer, `out`.
 pub(crate) fn finish_layer(
     weights: &Weights,
@@ -156,22 +199,46 @@ pub(crate) fn finish_layer(
     state: &mut LayerState,
     out: &mut [f32],
 ) {
+    let mut to = FinishRows {
+        middle: &mut state.middle,
+        middle_inv_rms: &mut state.middle_inv_rms,
+        middle_normed: &mut state.middle_normed,
+        gate_up: &mut state.gate_up,
+        hidden: &mut state.hidden,
+    };
+    finish_rows(weights, layer, &state.input, &state.attended, &mut to, out);
+}
+
+/// From rows of the residual stream and what attention made of them to the stream after the layer.
+pub(crate) fn finish_rows(
+    weights: &Weights,
+    layer: usize,
+    input: &[f32],
+    attended: &[f32],
+    to: &mut FinishRows,
+    out: &mut [f32],
+) {
+    gate_rows(weights, layer, input, attended, to);
+    math::swiglu(to.gate_up, weights.model.config.intermediate_size, to.hidden);
+    out.copy_from_slice(to.middle);
+    matmul(to.hidden, &weights.layers[layer].down, out, Into::Add);
+}
+
+/// The first part of [`finish_rows`]: all but `hidden` and the result.
+pub(crate) fn gate_rows(
+    weights: &Weights,
+    layer: usize,
+    input: &[f32],
+    attended: &[f32],
+    to: &mut FinishRows,
+) {
     let Model { config, layout, .. } = &*weights.model;
     let packed = &weights.layers[layer];
     let norm = &weights.params[layout.layers[layer].post_norm.clone()];
-    state.middle.copy_from_slice(&state.input);
-    matmul(&state.attended, &packed.output, &mut state.middle, Into::Add);
-    math::rms_norm(
-        &state.middle,
-        norm,
-        config.rms_norm_eps,
-        &mut state.middle_normed,
-        &mut state.middle_inv_rms,
-    );
-    matmul(&state.middle_normed, &packed.gate_up, &mut state.gate_up, Into::Set);
-    math::swiglu(&state.gate_up, config.intermediate_size, &mut state.hidden);
-    out.copy_from_slice(&state.middle);
-    matmul(&state.hidden, &packed.down, out, Into::Add);
+    to.middle.copy_from_slice(input);
+    matmul(attended, &packed.output, to.middle, Into::Add);
+    math::rms_norm(to.middle, norm, config.rms_norm_eps, to.middle_normed, to.middle_inv_rms);
+    matmul(to.middle_normed, &packed.gate_up, to.gate_up, Into::Set);
 }
 
 /// Final norm of some rows of the residual stream.
@@ -192,4 +259,16 @@ pub(crate) fn logits<'a>(
     let logits = fit(buffer, rows * config.vocab_size);
     matmul(normed, &weights.head, logits, Into::Set);
     logits
+}
+
+/// Backward of [`final_norm`]: adds to `d_x`.
+pub(crate) fn final_norm_backward(
+    weights: &Weights,
+    x: &[f32],
+    inv_rms: &[f32],
+    d_out: &[f32],
+    d_x: &mut [f32],
+) {
+    let norm = &weights.params[weights.model.layout.final_norm.clone()];
+    math::rms_norm_backward(x, norm, inv_rms, d_out, d_x);
 }

@@ -4,6 +4,7 @@
 //! written again; the page that a sequence writes to is its own. So forks, siblings and turns of a
 //! session are all the same thing, found through the [prefix tree](crate::prefix_tree).
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -177,23 +178,23 @@ pub(crate) struct PagedKeyValues<'a> {
 }
 
 impl KeyValues for PagedKeyValues<'_> {
-    fn scores(&self, q: &[f32], rows: usize, blocks: usize, scores: &mut [f32]) {
-        let dim = self.shape.head_dim;
-        for (block, page) in self.pages[..blocks].iter().enumerate() {
+    fn scores(&self, q: &[f32], rows: usize, panels: Range<usize>, scores: &mut [f32]) {
+        let (dim, ld) = (self.shape.head_dim, panels.len() * PANEL);
+        for (panel, page) in self.pages[panels].iter().enumerate() {
             let keys = &page.data[self.at..][..self.shape.keys_len()];
-            let to = &mut scores[block * PANEL..];
-            matmul_panels(q, dim, (rows, dim, 1), keys, 0, to, blocks * PANEL, Into::Set);
+            let to = &mut scores[panel * PANEL..];
+            matmul_panels(q, dim, (rows, dim, 1), keys, 0, to, ld, Into::Set);
         }
     }
 
-    fn mix(&self, probs: &[f32], rows: usize, blocks: usize, out: &mut [f32]) {
-        let width = padded(self.shape.head_dim);
-        for (block, page) in self.pages[..blocks].iter().enumerate() {
+    fn mix(&self, probs: &[f32], rows: usize, panels: Range<usize>, out: &mut [f32], into: Into) {
+        let (width, ld) = (padded(self.shape.head_dim), panels.len() * PANEL);
+        for (panel, page) in self.pages[panels].iter().enumerate() {
             let start = self.at + self.shape.keys_len();
             let values = &page.data[start..][..self.shape.values_len()];
-            let into = if block == 0 { Into::Set } else { Into::Add };
-            let (probs, shape) = (&probs[block * PANEL..], (rows, PAGE, width / PANEL));
-            matmul_panels(probs, blocks * PANEL, shape, values, PAGE * PANEL, out, width, into);
+            let into = if panel == 0 { into } else { Into::Add };
+            let (probs, shape) = (&probs[panel * PANEL..], (rows, PAGE, width / PANEL));
+            matmul_panels(probs, ld, shape, values, PAGE * PANEL, out, width, into);
         }
     }
 }

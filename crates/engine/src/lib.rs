@@ -14,6 +14,7 @@
 
 mod attention;
 mod batch;
+mod backward;
 mod checkpoint;
 mod config;
 mod decode;
@@ -21,6 +22,7 @@ mod draw;
 mod engine;
 mod forward;
 mod gguf;
+mod head;
 mod kernels;
 mod kv_cache;
 mod microbatch;
@@ -31,6 +33,8 @@ mod rope;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod peak;
+mod team;
 mod trainer;
 mod weights;
 
@@ -38,6 +42,8 @@ pub use checkpoint::{ExportOptions, ModelSummary, WeightDtype};
 pub use config::{ModelConfig, ModelType};
 pub use engine::{Engine, EngineOptions, WeightSwap};
 pub use gguf::{GgufFile, GgufVocabulary};
+pub use kernels::gemm::Precision;
+pub use peak::gemm_peak_gflops;
 pub use rope::RopeScaling;
 pub use sampler::{EmbeddedSampler, SamplerStats};
-pub use trainer::EmbeddedTrainer;
+pub use trainer::{EmbeddedTrainer, Recompute};

@@ -1,29 +1,31 @@
-//! Forward and backward over one packed micro-batch, on one thread.
+//! Forward and backward over one packed micro-batch, on one thread or on several together.
+//!
+//! Work is shared out in rounds: blocks of rows through everything that works on rows, heads of
+//! sequences through attention, parts of weight gradients ([`crate::backward`]). Whoever computes a
+//! part, its numbers are the same.
+
+use std::ops::Range;
 
 use patchwright_core::{Objective, TrainingSample};
 
-use crate::attention::{
-    AttentionScratch, AttentionShape, HeadShape, SavedAttention, attend_sequence,
-    attend_sequence_backward, fit,
-};
+use crate::attention::{BackwardScratch, HeadShape, PackedKeyValues, StripScratch, attend, fit};
+use crate::backward::BackwardBuffers;
 use crate::config::ModelConfig;
-use crate::forward::{LayerState, embed, final_norm, finish_layer, logits, project_qkv};
-use crate::kernels::gemm::{Into, matmul, matmul_tn};
-use crate::kernels::{math, vectorized};
-use crate::params::LayerRanges;
-use crate::weights::{BackwardWeights, Model, Weights};
+use crate::forward::{
+    FinishRows, QkvRows, embed, final_norm, finish_rows, gate_rows, project_rows,
+};
+use crate::head::HeadBuffers;
+use crate::team::{RowsMut, Team};
+use crate::weights::{BackwardWeights, Weights};
 
-/// Rows whose logits exist at once: tokens x vocabulary never does.
-const LOGIT_ROWS: usize = 96;
+/// Rows of a chunk.
+const CHUNK_ROWS: usize = 96;
 
-impl ModelConfig {
-    pub(crate) fn attention_shape(&self) -> AttentionShape {
-        AttentionShape {
-            head: HeadShape { head_dim: self.head_dim, group: self.group() },
-            num_kv_heads: self.num_key_value_heads,
-        }
-    }
-}
+/// Most rows of a block, which one thread takes at a time.
+const BLOCK_ROWS: usize = 256;
+
+/// Queries of a part of attention.
+const QUERY_RANGE: usize = 256;
 
 /// What a micro-batch gave.
 #[derive(Debug, Default)]
@@ -41,41 +43,187 @@ pub(crate) struct Learning<'a> {
     pub backward: &'a BackwardWeights,
     /// The gradient is added to it; flat, as the parameters.
     pub gradient: &'a mut [f32],
+    /// Whether layers are computed again for the backward pass instead of being kept.
+    pub recompute: bool,
 }
 
-/// Buffers of one thread, kept between micro-batches.
+/// One key/value head of one sequence. What attention gives is kept unit by unit, so that parts own
+/// what they write.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unit {
+    /// The sequence's rows.
+    pub start: usize,
+    pub count: usize,
+    pub kv_head: usize,
+}
+
+/// How a micro-batch is cut.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    pub positions: Vec<u32>,
+    pub units: Vec<Unit>,
+    /// Rows that one thread takes in the backward pass, whose operands are stored together.
+    pub blocks: Vec<Range<usize>>,
+    /// Parts of the blocks that pass through a chain of operations together, to stay in cache.
+    pub chunks: Vec<Range<usize>>,
+}
+
+impl Plan {
+    fn new(config: &ModelConfig, samples: &[&TrainingSample], num_threads: usize) -> Self {
+        let mut plan = Self::default();
+        for sample in samples {
+            let (start, count) = (plan.positions.len(), sample.tokens.len());
+            plan.positions.extend(0..count as u32);
+            let units =
+                (0..config.num_key_value_heads).map(|kv_head| Unit { start, count, kv_head });
+            plan.units.extend(units);
+        }
+        let rows = plan.positions.len();
+        // Equal shares for all threads; an even number of rows, which are stored in pairs.
+        let num_blocks = rows.div_ceil(BLOCK_ROWS).next_multiple_of(num_threads);
+        let len = rows.div_ceil(num_blocks).next_multiple_of(2);
+        plan.blocks = (0..rows).step_by(len).map(|start| start..(start + len).min(rows)).collect();
+        plan.chunks = plan.blocks.iter().flat_map(chunks).collect();
+        plan
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.positions.len()
+    }
+}
+
+/// The chunks of a block.
+pub(crate) fn chunks(block: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+    let end = block.end;
+    block.clone().step_by(CHUNK_ROWS).map(move |start| start..(start + CHUNK_ROWS).min(end))
+}
+
+/// What is kept of a layer whether or not it is computed again.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// The residual stream before the layer, `[t][h]`.
+    pub input: Vec<f32>,
+    /// What attention gave, `[unit][t][group]` heads.
+    pub attended: Vec<f32>,
+    /// Log-sum-exp of the scores, `[unit][t][group]`.
+    pub lse: Vec<f32>,
+}
+
+/// What else the backward pass needs of a layer.
+#[derive(Debug, Default)]
+pub(crate) struct Detail {
+    pub input_inv_rms: Vec<f32>,
+    /// `[queries | keys | values]` before norm and rotation; used where there is a norm.
+    pub raw: Vec<f32>,
+    /// One a head: of the queries `[t][heads]`, of the keys `[t][kv heads]`.
+    pub q_inv_rms: Vec<f32>,
+    pub k_inv_rms: Vec<f32>,
+    /// `[queries | keys | values]` as attention sees them.
+    pub qkv: Vec<f32>,
+    /// The residual stream between attention and the feed-forward part, `[t][h]`.
+    pub middle: Vec<f32>,
+    pub middle_inv_rms: Vec<f32>,
+    /// `[gate | up]`, `[t][2f]`.
+    pub gate_up: Vec<f32>,
+}
+
+/// Floats that a row of [`Kept`] and of [`Detail`] take.
+pub(crate) fn row_floats(config: &ModelConfig, has_qk_norm: bool) -> (usize, usize) {
+    let (heads, width) = (config.num_attention_heads, config.qkv_width());
+    let raw = if has_qk_norm { width } else { 0 };
+    let kept = config.hidden_size + config.query_width() + heads;
+    let norms = 2 + heads + config.num_key_value_heads;
+    (kept, raw + width + norms + config.hidden_size + 2 * config.intermediate_size)
+}
+
+impl Kept {
+    fn resize(&mut self, config: &ModelConfig, rows: usize) {
+        self.input.resize(rows * config.hidden_size, 0.0);
+        self.attended.resize(rows * config.query_width(), 0.0);
+        self.lse.resize(rows * config.num_attention_heads, 0.0);
+    }
+}
+
+/// Rows of a [`Detail`].
+struct DetailRows<'a> {
+    input_inv_rms: &'a mut [f32],
+    raw: &'a mut [f32],
+    q_inv_rms: &'a mut [f32],
+    k_inv_rms: &'a mut [f32],
+    qkv: &'a mut [f32],
+    middle: &'a mut [f32],
+    middle_inv_rms: &'a mut [f32],
+    gate_up: &'a mut [f32],
+}
+
+impl Detail {
+    fn resize(&mut self, weights: &Weights, rows: usize) {
+        for (buffer, width) in self.buffers(weights) {
+            buffer.resize(rows * width, 0.0);
+        }
+    }
+
+    fn buffers(&mut self, weights: &Weights) -> [(&mut Vec<f32>, usize); 8] {
+        let config = &weights.model.config;
+        let has_norm = weights.model.layout.layers[0].qk_norm.is_some();
+        [
+            (&mut self.input_inv_rms, 1),
+            (&mut self.raw, if has_norm { config.qkv_width() } else { 0 }),
+            (&mut self.q_inv_rms, config.num_attention_heads),
+            (&mut self.k_inv_rms, config.num_key_value_heads),
+            (&mut self.qkv, config.qkv_width()),
+            (&mut self.middle, config.hidden_size),
+            (&mut self.middle_inv_rms, 1),
+            (&mut self.gate_up, 2 * config.intermediate_size),
+        ]
+    }
+
+    /// The rows of each chunk.
+    fn split(&mut self, weights: &Weights, chunks: &[Range<usize>]) -> Vec<DetailRows<'_>> {
+        let mut cut = self.buffers(weights).map(|(buffer, width)| RowsMut::new(buffer, width));
+        let rows = chunks.iter().map(|chunk| {
+            let [input_inv_rms, raw, q_inv_rms, k_inv_rms, qkv, middle, middle_inv_rms, gate_up] =
+                cut.each_mut().map(|rows| rows.take(chunk.len()));
+            DetailRows {
+                input_inv_rms,
+                raw,
+                q_inv_rms,
+                k_inv_rms,
+                qkv,
+                middle,
+                middle_inv_rms,
+                gate_up,
+            }
+        });
+        rows.collect()
+    }
+}
+
+/// Buffers of one thread.
+#[derive(Debug, Default)]
+pub(crate) struct ThreadScratch {
+    pub strip: StripScratch,
+    pub attention: BackwardScratch,
+    pub a: Vec<f32>,
+    pub b: Vec<f32>,
+    pub c: Vec<f32>,
+}
+
+/// Buffers of a micro-batch, kept for the next.
 #[derive(Debug, Default)]
 pub(crate) struct Workspace {
-    layers: Vec<LayerState>,
-    attention: AttentionScratch,
-    positions: Vec<u32>,
-    /// The residual stream, and its gradient, `[t][h]`.
-    stream: Vec<f32>,
-    d_stream: Vec<f32>,
-    d_normed: Vec<f32>,
-    d_wide: Vec<f32>,
-    d_hidden: Vec<f32>,
-    d_raw: Vec<f32>,
-    normed: Vec<f32>,
-    inv_rms: Vec<f32>,
-    head: HeadScratch,
-    edge: Vec<f32>,
-}
-
-/// Buffers of a chunk of logits.
-#[derive(Debug, Default)]
-struct HeadScratch {
-    normed: Vec<f32>,
-    d_normed: Vec<f32>,
-    logits: Vec<f32>,
-}
-
-/// A prediction: the row that makes it, and the sample's token that it is of.
-#[derive(Debug, Clone, Copy)]
-struct Target {
-    row: usize,
-    sample: usize,
-    t: usize,
+    pub(crate) plan: Plan,
+    pub(crate) kept: Vec<Kept>,
+    pub(crate) details: Vec<Detail>,
+    /// The residual stream, `[t][h]`.
+    pub(crate) stream: Vec<f32>,
+    pub(crate) normed: Vec<f32>,
+    pub(crate) inv_rms: Vec<f32>,
+    pub(crate) d_normed: Vec<f32>,
+    key_values: Vec<PackedKeyValues>,
+    pub(crate) head: HeadBuffers,
+    pub(crate) back: BackwardBuffers,
+    pub(crate) threads: Vec<ThreadScratch>,
 }
 
 impl Workspace {
@@ -83,341 +231,258 @@ impl Workspace {
     /// With `learning`, adds the gradient of the objective.
     pub(crate) fn run(
         &mut self,
+        team: &Team,
         weights: &Weights,
         samples: &[&TrainingSample],
         mut learning: Option<Learning>,
     ) -> MicroBatchResult {
-        let model = &*weights.model;
-        let config = &model.config;
-        let rows: usize = samples.iter().map(|s| s.tokens.len()).sum();
-        let wide = rows * config.hidden_size;
-        self.positions.clear();
-        for sample in samples {
-            self.positions.extend(0..sample.tokens.len() as u32);
-        }
-        // Without a backward pass, one layer's state serves all.
-        let num_states = if learning.is_some() { config.num_hidden_layers } else { 1 };
-        self.layers.resize_with(num_states.max(self.layers.len()), LayerState::default);
-        for state in &mut self.layers[..num_states] {
-            state.resize(model, rows);
-        }
+        let config = &weights.model.config;
+        self.plan = Plan::new(config, samples, team.size());
+        self.threads.resize_with(team.size().max(self.threads.len()), ThreadScratch::default);
+        let (rows, num_layers) = (self.plan.rows(), config.num_hidden_layers);
+        let num_kept = if learning.is_some() { num_layers } else { 1 };
+        let recompute = learning.as_ref().is_none_or(|learning| learning.recompute);
+        let num_details = if recompute { 1 } else { num_layers };
+        self.kept.resize_with(num_kept, Kept::default);
+        self.details.resize_with(num_details, Detail::default);
+        self.kept.iter_mut().for_each(|kept| kept.resize(config, rows));
+        self.details.iter_mut().for_each(|detail| detail.resize(weights, rows));
+        self.stream.resize(rows * config.hidden_size, 0.0);
         let tokens = samples.iter().flat_map(|s| s.tokens.iter().copied());
-        embed(weights, tokens, fit(&mut self.stream, wide));
-        for layer in 0..config.num_hidden_layers {
-            let state = &mut self.layers[layer.min(num_states - 1)];
-            let stream = &mut self.stream[..wide];
-            state.input.copy_from_slice(stream);
-            project_qkv(weights, layer, &self.positions, state);
-            attend_all(config, samples, state, &mut self.attention);
-            finish_layer(weights, layer, state, stream);
+        embed(weights, tokens, &mut self.stream);
+        for layer in 0..num_layers {
+            let kept = layer.min(num_kept - 1);
+            std::mem::swap(&mut self.stream, &mut self.kept[kept].input);
+            self.project(team, weights, layer);
+            self.attend(team, weights, layer);
+            self.finish(team, weights, layer);
         }
-        let normed = fit(&mut self.normed, wide);
-        final_norm(weights, &self.stream[..wide], normed, fit(&mut self.inv_rms, rows));
-        let result = self.predict(weights, samples, learning.as_mut());
+        self.normalise(team, weights);
+        let result = self.predict(team, weights, samples, learning.as_mut());
         if let Some(learning) = learning {
-            self.backward(weights, samples, learning);
+            self.backward(team, weights, samples, learning);
         }
         result
     }
 
-    /// Log-probabilities in chunks of rows; with `learning`, leaves the gradient of the final
-    /// normed rows in `d_normed` and adds that of the head.
-    fn predict(
-        &mut self,
-        weights: &Weights,
-        samples: &[&TrainingSample],
-        mut learning: Option<&mut Learning>,
-    ) -> MicroBatchResult {
+    /// Places of a layer among those kept.
+    pub(crate) fn places(&self, layer: usize) -> (usize, usize) {
+        (layer.min(self.kept.len() - 1), layer.min(self.details.len() - 1))
+    }
+
+    /// From the stream to queries, keys and values.
+    pub(crate) fn project(&mut self, team: &Team, weights: &Weights, layer: usize) {
         let hidden = weights.model.config.hidden_size;
-        let mut result = MicroBatchResult {
-            logprobs: samples.iter().map(|s| vec![0.0; s.tokens.len()]).collect(),
-            ..MicroBatchResult::default()
-        };
-        let (learned, plain) = targets(samples, learning.is_some());
-        if learning.is_some() {
-            fit(&mut self.d_normed, self.positions.len() * hidden).fill(0.0);
-        }
-        for chunk in plain.chunks(LOGIT_ROWS) {
-            let logits = chunk_logits(weights, chunk, &self.normed, &mut self.head);
-            chunk_logprobs(samples, chunk, logits, &mut result.logprobs, |_, _| {});
-        }
-        for chunk in learned.chunks(LOGIT_ROWS) {
-            let Some(learning) = learning.as_deref_mut() else { break };
-            let vocab = weights.model.config.vocab_size;
-            let logits = chunk_logits(weights, chunk, &self.normed, &mut self.head);
-            chunk_logprobs(samples, chunk, logits, &mut result.logprobs, |target, row| {
-                let sample = samples[target.sample];
-                let logprob = row.logprob;
-                let token = learning.objective.token_loss(sample, target.t, logprob);
-                result.loss += f64::from(token.loss);
-                result.num_loss_tokens += 1;
-                result.num_clipped += usize::from(token.clipped);
-                // d logprob / d logits = onehot - softmax.
-                let scale = -token.d_logprob / row.sum;
-                row.exps.iter_mut().for_each(|x| *x *= scale);
-                row.exps[sample.tokens[target.t] as usize] += token.d_logprob;
-            });
-            let HeadScratch { normed, d_normed, logits } = &mut self.head;
-            let (d_logits, count) = (&logits[..chunk.len() * vocab], chunk.len());
-            let d_rows = fit(d_normed, count * hidden);
-            matmul(d_logits, &learning.backward.head, d_rows, Into::Set);
-            for (target, d_row) in chunk.iter().zip(d_rows.chunks_exact(hidden)) {
-                self.d_normed[target.row * hidden..][..hidden].copy_from_slice(d_row);
-            }
-            let d_head = &mut learning.gradient[weights.model.layout.head.clone()];
-            matmul_tn(
-                (d_logits, vocab),
-                (normed, hidden),
-                (vocab, hidden, count),
-                (d_head, hidden),
-                &mut self.edge,
-            );
-        }
-        result
-    }
-
-    /// From `d_normed` back to the embedding.
-    fn backward(&mut self, weights: &Weights, samples: &[&TrainingSample], learning: Learning) {
-        let Model { config, layout, .. } = &*weights.model;
-        let Learning { backward, gradient, .. } = learning;
-        let (rows, hidden) = (self.positions.len(), config.hidden_size);
-        let wide = rows * hidden;
-        let d_stream = fit(&mut self.d_stream, wide);
-        d_stream.fill(0.0);
-        math::rms_norm_backward(
-            &self.stream[..wide],
-            &weights.params[layout.final_norm.clone()],
-            &self.inv_rms[..rows],
-            &self.d_normed[..wide],
-            d_stream,
-            &mut gradient[layout.final_norm.clone()],
-        );
-        for layer in (0..config.num_hidden_layers).rev() {
-            self.feed_forward_backward(weights, backward, layer, gradient);
-            self.attention_backward(weights, backward, layer, samples, gradient);
-        }
-        let d_embedding = &mut gradient[layout.embedding.clone()];
-        let tokens = samples.iter().flat_map(|s| &s.tokens);
-        for (token, d_row) in tokens.zip(self.d_stream[..wide].chunks_exact(hidden)) {
-            math::add_assign(&mut d_embedding[*token as usize * hidden..][..hidden], d_row);
-        }
-    }
-
-    fn feed_forward_backward(
-        &mut self,
-        weights: &Weights,
-        backward: &BackwardWeights,
-        layer: usize,
-        gradient: &mut [f32],
-    ) {
-        let Model { config, layout, .. } = &*weights.model;
-        let (ranges, packed) = (&layout.layers[layer], &backward.layers[layer]);
-        let state = &self.layers[layer];
-        let (rows, h, f) = (self.positions.len(), config.hidden_size, config.intermediate_size);
-        let d_stream = &mut self.d_stream[..rows * h];
-        let d_hidden = fit(&mut self.d_hidden, rows * f);
-        matmul(d_stream, &packed.down, d_hidden, Into::Set);
-        let d_down = &mut gradient[ranges.down.clone()];
-        matmul_tn((d_stream, h), (&state.hidden, f), (h, f, rows), (d_down, f), &mut self.edge);
-        let d_gate_up = fit(&mut self.d_wide, rows * 2 * f);
-        math::swiglu_backward(&state.gate_up, f, d_hidden, d_gate_up);
-        let d_weight = &mut gradient[ranges.gate_up.clone()];
-        matmul_tn(
-            (d_gate_up, 2 * f),
-            (&state.middle_normed, h),
-            (2 * f, h, rows),
-            (d_weight, h),
-            &mut self.edge,
-        );
-        let d_normed = fit(&mut self.d_normed, rows * h);
-        matmul(d_gate_up, &packed.gate_up, d_normed, Into::Set);
-        math::rms_norm_backward(
-            &state.middle,
-            &weights.params[ranges.post_norm.clone()],
-            &state.middle_inv_rms,
-            d_normed,
-            d_stream,
-            &mut gradient[ranges.post_norm.clone()],
-        );
-    }
-
-    fn attention_backward(
-        &mut self,
-        weights: &Weights,
-        backward: &BackwardWeights,
-        layer: usize,
-        samples: &[&TrainingSample],
-        gradient: &mut [f32],
-    ) {
-        let Model { config, layout, .. } = &*weights.model;
-        let (ranges, packed) = (&layout.layers[layer], &backward.layers[layer]);
-        let state = &self.layers[layer];
-        let (rows, h) = (self.positions.len(), config.hidden_size);
-        let (queries, width) = (config.query_width(), config.qkv_width());
-        let d_stream = &mut self.d_stream[..rows * h];
-        let d_attended = fit(&mut self.d_hidden, rows * queries);
-        matmul(d_stream, &packed.output, d_attended, Into::Set);
-        let d_output = &mut gradient[ranges.output.clone()];
-        let attended = (&state.attended[..], queries);
-        matmul_tn((d_stream, h), attended, (h, queries, rows), (d_output, queries), &mut self.edge);
-        let d_qkv = fit(&mut self.d_wide, rows * width);
-        let mut start = 0;
-        for sample in samples {
-            let end = start + sample.tokens.len();
-            let heads = config.num_attention_heads;
-            let saved = SavedAttention {
-                qkv: &state.qkv[start * width..end * width],
-                out: &state.attended[start * queries..end * queries],
-                lse: &state.lse[start * heads..end * heads],
-                d_out: &d_attended[start * queries..end * queries],
+        let (kept, detail) = self.places(layer);
+        let Self { plan, kept: all, details, threads, .. } = self;
+        let input = &all[kept].input;
+        let rows = details[detail].split(weights, &plan.chunks);
+        let parts = plan.chunks.iter().zip(rows).collect();
+        team.each(threads, parts, |scratch, (chunk, rows)| {
+            let to = QkvRows {
+                input_inv_rms: rows.input_inv_rms,
+                normed: fit(&mut scratch.a, chunk.len() * hidden),
+                raw: rows.raw,
+                q_inv_rms: rows.q_inv_rms,
+                k_inv_rms: rows.k_inv_rms,
+                qkv: rows.qkv,
             };
-            let d_rows = &mut d_qkv[start * width..end * width];
-            let shape = config.attention_shape();
-            attend_sequence_backward(shape, &saved, d_rows, &mut self.attention);
-            start = end;
+            let input = &input[chunk.start * hidden..chunk.end * hidden];
+            project_rows(weights, layer, &plan.positions[chunk.clone()], input, to);
+        });
+    }
+
+    /// Attention over each sequence.
+    fn attend(&mut self, team: &Team, weights: &Weights, layer: usize) {
+        let config = &weights.model.config;
+        let (ld, shape) = (config.qkv_width(), config.head_shape());
+        let (kept, detail) = self.places(layer);
+        let Self { plan, kept: all, details, threads, key_values, .. } = self;
+        let qkv = &details[detail].qkv;
+        key_values.resize_with(plan.units.len().max(key_values.len()), PackedKeyValues::default);
+        let parts = plan.units.iter().zip(key_values.iter_mut()).collect();
+        team.each(threads, parts, |_, (unit, to): (&Unit, &mut PackedKeyValues)| {
+            let (_, keys, values) = config.head_at(unit.kv_head);
+            let rows = &qkv[unit.start * ld..];
+            to.pack(config.head_dim, &rows[keys..], &rows[values..], ld, unit.count);
+        });
+        let kept = &mut all[kept];
+        let mut out = RowsMut::new(&mut kept.attended, shape.width());
+        let mut lse = RowsMut::new(&mut kept.lse, shape.group);
+        let mut parts = Vec::new();
+        for (unit, key_values) in plan.units.iter().zip(&*key_values) {
+            for first in (0..unit.count).step_by(QUERY_RANGE) {
+                let count = QUERY_RANGE.min(unit.count - first);
+                parts.push((unit, key_values, first, out.take(count), lse.take(count)));
+            }
         }
-        let d_raw = fit(&mut self.d_raw, if ranges.qk_norm.is_some() { rows * width } else { 0 });
-        unrotate(weights, ranges, &self.positions, state, d_qkv, d_raw, gradient);
-        let d_qkv = if ranges.qk_norm.is_some() { d_raw } else { d_qkv };
-        if let Some(bias) = &ranges.qkv_bias {
-            math::add_rows(d_qkv, &mut gradient[bias.clone()]);
-        }
-        let d_weight = &mut gradient[ranges.qkv.clone()];
-        let normed = (&state.normed[..], h);
-        matmul_tn((d_qkv, width), normed, (width, h, rows), (d_weight, h), &mut self.edge);
-        let d_normed = fit(&mut self.d_normed, rows * h);
-        matmul(d_qkv, &packed.qkv, d_normed, Into::Set);
-        math::rms_norm_backward(
-            &state.input,
-            &weights.params[ranges.input_norm.clone()],
-            &state.input_inv_rms,
-            d_normed,
-            d_stream,
-            &mut gradient[ranges.input_norm.clone()],
-        );
+        // Late queries see most keys: they come first, so that threads end together.
+        parts.sort_by_key(|(_, _, first, ..)| std::cmp::Reverse(*first));
+        team.each(threads, parts, |scratch, (unit, key_values, first, out, lse)| {
+            let (queries, ..) = config.head_at(unit.kv_head);
+            let count = lse.len() / shape.group;
+            attend(
+                shape,
+                key_values,
+                (&qkv[(unit.start + first) * ld + queries..], ld),
+                (first, count),
+                (out, shape.width()),
+                |t, head, value| lse[t * shape.group + head] = value,
+                &mut scratch.strip,
+            );
+        });
+    }
+
+    /// From what attention gave to the stream after the layer.
+    fn finish(&mut self, team: &Team, weights: &Weights, layer: usize) {
+        let config = &weights.model.config;
+        let (hidden, ffn, queries) =
+            (config.hidden_size, config.intermediate_size, config.query_width());
+        let (kept, detail) = self.places(layer);
+        let Self { plan, kept: all, details, threads, stream, .. } = self;
+        let kept = &all[kept];
+        let mut stream = RowsMut::new(stream, hidden);
+        let rows = details[detail].split(weights, &plan.chunks);
+        let parts = plan
+            .chunks
+            .iter()
+            .zip(rows)
+            .map(|(chunk, rows)| (chunk, rows, stream.take(chunk.len())));
+        team.each(threads, parts.collect(), |scratch, (chunk, rows, out)| {
+            let attended = fit(&mut scratch.a, chunk.len() * queries);
+            plan.gather_attended(config, &kept.attended, chunk, attended);
+            let mut to = FinishRows {
+                middle: rows.middle,
+                middle_inv_rms: rows.middle_inv_rms,
+                middle_normed: fit(&mut scratch.b, chunk.len() * hidden),
+                gate_up: rows.gate_up,
+                hidden: fit(&mut scratch.c, chunk.len() * ffn),
+            };
+            let input = &kept.input[chunk.start * hidden..chunk.end * hidden];
+            finish_rows(weights, layer, input, attended, &mut to, out);
+        });
+    }
+
+    /// Computes a layer's [`Detail`] again, from what is kept of it.
+    pub(crate) fn compute_again(&mut self, team: &Team, weights: &Weights, layer: usize) {
+        self.project(team, weights, layer);
+        let config = &weights.model.config;
+        let (hidden, queries) = (config.hidden_size, config.query_width());
+        let (kept, detail) = self.places(layer);
+        let Self { plan, kept: all, details, threads, .. } = self;
+        let kept = &all[kept];
+        let rows = details[detail].split(weights, &plan.chunks);
+        let parts = plan.chunks.iter().zip(rows).collect();
+        team.each(threads, parts, |scratch, (chunk, rows): (&Range<usize>, DetailRows)| {
+            let attended = fit(&mut scratch.a, chunk.len() * queries);
+            plan.gather_attended(config, &kept.attended, chunk, attended);
+            let mut to = FinishRows {
+                middle: rows.middle,
+                middle_inv_rms: rows.middle_inv_rms,
+                middle_normed: fit(&mut scratch.b, chunk.len() * hidden),
+                gate_up: rows.gate_up,
+                hidden: &mut [],
+            };
+            let input = &kept.input[chunk.start * hidden..chunk.end * hidden];
+            gate_rows(weights, layer, input, attended, &mut to);
+        });
+    }
+
+    /// The final norm of the whole stream.
+    fn normalise(&mut self, team: &Team, weights: &Weights) {
+        let hidden = weights.model.config.hidden_size;
+        let Self { plan, stream, normed, inv_rms, threads, .. } = self;
+        normed.resize(stream.len(), 0.0);
+        inv_rms.resize(plan.rows(), 0.0);
+        let (mut normed, mut inv_rms) = (RowsMut::new(normed, hidden), RowsMut::new(inv_rms, 1));
+        let parts = plan.chunks.iter().map(|chunk| {
+            let x = &stream[chunk.start * hidden..chunk.end * hidden];
+            (x, normed.take(chunk.len()), inv_rms.take(chunk.len()))
+        });
+        team.each(threads, parts.collect(), |_, (x, normed, inv_rms)| {
+            final_norm(weights, x, normed, inv_rms);
+        });
     }
 }
 
-/// Attention over each sequence of the batch.
-fn attend_all(
-    config: &ModelConfig,
-    samples: &[&TrainingSample],
-    state: &mut LayerState,
-    scratch: &mut AttentionScratch,
-) {
-    let (width, queries) = (config.qkv_width(), config.query_width());
-    let heads = config.num_attention_heads;
-    let mut start = 0;
-    for sample in samples {
-        let end = start + sample.tokens.len();
-        attend_sequence(
-            config.attention_shape(),
-            &state.qkv[start * width..end * width],
-            &mut state.attended[start * queries..end * queries],
-            &mut state.lse[start * heads..end * heads],
-            scratch,
-        );
-        start = end;
-    }
-}
-
-vectorized! {
-    /// Backward of rotation (in place) and of the head norms (into `d_raw`).
-    fn unrotate(
-        weights: &Weights,
-        ranges: &LayerRanges,
-        positions: &[u32],
-        state: &LayerState,
-        d_qkv: &mut [f32],
-        d_raw: &mut [f32],
-        gradient: &mut [f32],
+impl Plan {
+    /// Calls `each` with the pieces of units that make up the rows of `chunk`: the unit, where its
+    /// rows begin among those of all units (in rows of one head's group), and the piece's rows.
+    fn pieces(
+        &self,
+        num_kv_heads: usize,
+        chunk: &Range<usize>,
+        mut each: impl FnMut(Unit, usize, Range<usize>),
     ) {
-        let Model { config, rope, .. } = &*weights.model;
-        let (width, dim) = (config.qkv_width(), config.head_dim);
-        let rotated = config.query_width() + config.kv_width();
-        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-        d_raw.fill(0.0);
-        for (t, (d_row, &position)) in d_qkv.chunks_exact_mut(width).zip(positions).enumerate() {
-            for head in d_row[..rotated].chunks_exact_mut(dim) {
-                rope.rotate_back(head, position as usize);
+        let first = self.units.partition_point(|unit| unit.start + unit.count <= chunk.start);
+        for unit in &self.units[first..] {
+            if unit.start >= chunk.end {
+                break;
             }
-            let Some((q_norm, k_norm)) = &ranges.qk_norm else { continue };
-            let (raw, d_raw) = (&state.raw[t * width..][..width], &mut d_raw[t * width..][..width]);
-            for head in 0..heads + kv_heads {
-                let (norm, inv) = if head < heads {
-                    (q_norm, state.q_inv_rms[t * heads + head])
-                } else {
-                    (k_norm, state.k_inv_rms[t * kv_heads + head - heads])
-                };
-                let at = head * dim..(head + 1) * dim;
-                math::rms_norm_row_backward(
-                    &raw[at.clone()],
-                    &weights.params[norm.clone()],
-                    inv,
-                    &d_row[at.clone()],
-                    &mut d_raw[at],
-                    &mut gradient[norm.clone()],
-                );
-            }
-            d_raw[rotated..].copy_from_slice(&d_row[rotated..]);
+            let rows = chunk.start.max(unit.start)..chunk.end.min(unit.start + unit.count);
+            let at =
+                unit.start * num_kv_heads + unit.kv_head * unit.count + rows.start - unit.start;
+            each(*unit, at, rows);
         }
     }
-}
 
-/// The batch's predictions: those that are learned from, and the rest.
-fn targets(samples: &[&TrainingSample], learning: bool) -> (Vec<Target>, Vec<Target>) {
-    let (mut learned, mut plain) = (Vec::new(), Vec::new());
-    let mut first_row = 0;
-    for (index, sample) in samples.iter().enumerate() {
-        for t in 1..sample.tokens.len() {
-            let target = Target { row: first_row + t - 1, sample: index, t };
-            let wanted = learning && sample.loss_mask[t] != 0.0;
-            if wanted { &mut learned } else { &mut plain }.push(target);
-        }
-        first_row += sample.tokens.len();
+    /// Rows `[t][heads]` of a chunk from what is kept unit by unit.
+    pub(crate) fn gather_attended(
+        &self,
+        config: &ModelConfig,
+        attended: &[f32],
+        chunk: &Range<usize>,
+        to: &mut [f32],
+    ) {
+        let (width, ld) = (config.head_shape().width(), config.query_width());
+        self.pieces(config.num_key_value_heads, chunk, |unit, at, rows| {
+            let from = attended[at * width..].chunks_exact(width);
+            let to = &mut to[(rows.start - chunk.start) * ld + unit.kv_head * width..];
+            for (to, from) in to.chunks_mut(ld).zip(from).take(rows.len()) {
+                to[..width].copy_from_slice(from);
+            }
+        });
     }
-    (learned, plain)
-}
 
-/// Logits of the chunk's rows; leaves the gathered rows in `scratch.normed`.
-fn chunk_logits<'a>(
-    weights: &Weights,
-    chunk: &[Target],
-    normed: &[f32],
-    scratch: &'a mut HeadScratch,
-) -> &'a mut [f32] {
-    let hidden = weights.model.config.hidden_size;
-    let gathered = fit(&mut scratch.normed, chunk.len() * hidden);
-    for (row, target) in gathered.chunks_exact_mut(hidden).zip(chunk) {
-        row.copy_from_slice(&normed[target.row * hidden..][..hidden]);
+    /// Rows `[queries | keys | values]` of a chunk from gradients kept unit by unit: of queries,
+    /// `[t][group]` padded heads, to be multiplied by the scale, and of `[keys | values]`.
+    pub(crate) fn gather_d_qkv(
+        &self,
+        config: &ModelConfig,
+        (d_q, d_kv): (&[f32], &[f32]),
+        chunk: &Range<usize>,
+        to: &mut [f32],
+    ) {
+        let (shape, dim, ld) = (config.head_shape(), config.head_dim, config.qkv_width());
+        let (wide, scale) = (shape.padded_width(), shape.scale());
+        self.pieces(config.num_key_value_heads, chunk, |unit, at, rows| {
+            let (queries, keys, values) = config.head_at(unit.kv_head);
+            let from =
+                d_q[at * wide..].chunks_exact(wide).zip(d_kv[at * 2 * dim..].chunks_exact(2 * dim));
+            let to = to[(rows.start - chunk.start) * ld..].chunks_exact_mut(ld);
+            for (to, (d_q, d_kv)) in to.zip(from).take(rows.len()) {
+                let heads = to[queries..queries + shape.width()].chunks_exact_mut(dim);
+                for (to, from) in heads.zip(d_q.chunks_exact(wide / shape.group)) {
+                    for (to, from) in to.iter_mut().zip(from) {
+                        *to = from * scale;
+                    }
+                }
+                to[keys..keys + dim].copy_from_slice(&d_kv[..dim]);
+                to[values..values + dim].copy_from_slice(&d_kv[dim..]);
+            }
+        });
     }
-    logits(weights, gathered, &mut scratch.logits)
 }
 
-/// A row of logits after its log-softmax.
-struct PredictedRow<'a> {
-    logprob: f32,
-    /// `exp(logit - max)`.
-    exps: &'a mut [f32],
-    /// The sum of `exps`.
-    sum: f32,
-}
+impl ModelConfig {
+    /// One key/value head and its queries.
+    pub(crate) fn head_shape(&self) -> HeadShape {
+        HeadShape { head_dim: self.head_dim, group: self.group() }
+    }
 
-/// Log-probabilities of the chunk's targets. Replaces logits by what `each` makes of them.
-fn chunk_logprobs(
-    samples: &[&TrainingSample],
-    chunk: &[Target],
-    logits: &mut [f32],
-    logprobs: &mut [Vec<f32>],
-    mut each: impl FnMut(Target, PredictedRow),
-) {
-    let vocab = logits.len() / chunk.len();
-    for (target, row) in chunk.iter().zip(logits.chunks_exact_mut(vocab)) {
-        let token = samples[target.sample].tokens[target.t] as usize;
-        let logit = row[token];
-        let (max, sum) = math::exp_row(row);
-        let logprob = math::logprob(logit, max, sum);
-        logprobs[target.sample][target.t] = logprob;
-        each(*target, PredictedRow { logprob, exps: row, sum });
+    /// Where a group's queries, its keys and its values start in a row.
+    pub(crate) fn head_at(&self, kv_head: usize) -> (usize, usize, usize) {
+        let keys = self.query_width() + kv_head * self.head_dim;
+        (kv_head * self.group() * self.head_dim, keys, keys + self.kv_width())
     }
 }

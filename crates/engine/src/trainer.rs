@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
 
 use patchwright_core::{
     AdamParams, ForwardBackward, Objective, OptimStats, PolicyVersion, Trainer, TrainerError,
@@ -14,9 +15,10 @@ use crate::checkpoint::{self, Checkpoint, CheckpointRef, ExportOptions};
 use crate::config::ModelConfig;
 use crate::engine::EngineOptions;
 use crate::kernels::math;
-use crate::microbatch::{Learning, MicroBatchResult, Workspace};
+use crate::microbatch::{Learning, MicroBatchResult, Workspace, row_floats};
 use crate::optim::{self, Moments};
 use crate::sampler::EmbeddedSampler;
+use crate::team::Team;
 use crate::weights::{BackwardWeights, Weights};
 
 /// A batch is cut into at least this many micro-batches (tokens permitting), so that threads have
@@ -26,10 +28,31 @@ const MIN_MICRO_BATCHES: usize = 16;
 /// No micro-batch is made smaller than this for the sake of more of them.
 const MIN_MICRO_BATCH_TOKENS: usize = 256;
 
+/// Models of more parameters have one gradient at a time.
+const MOST_APART_PARAMETERS: usize = 1 << 24;
+
+/// Elements of the gradient that one thread adds at a time.
+const ADD_CHUNK: usize = 1 << 15;
+
+/// Whether the backward pass computes the layers again instead of keeping what they computed. No
+/// result depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recompute {
+    /// Where keeping it would take more than `max_activation_bytes`.
+    #[default]
+    Auto,
+    /// Always: least memory, about a quarter more time.
+    Always,
+    /// Never.
+    Never,
+}
+
 /// Trains the embedded policy; see [`Trainer`].
 ///
-/// A batch is cut into micro-batches, each run by one thread; their gradients are added in order,
-/// whoever finishes first, so that the result has the same bits on any number of threads.
+/// A batch is cut into micro-batches, each run by one thread, or by all together where there are
+/// few; their gradients are added in order, whoever finishes first, so that the result has the same
+/// bits on any number of threads.
 pub struct EmbeddedTrainer {
     weights: Arc<Weights>,
     backward: BackwardWeights,
@@ -37,6 +60,9 @@ pub struct EmbeddedTrainer {
     backward_is_stale: bool,
     moments: Moments,
     gradient: Vec<f32>,
+    /// Whether `gradient` is all zeros.
+    gradient_is_clear: bool,
+    team: Team,
     threads: Vec<ThreadState>,
     options: EngineOptions,
     version: PolicyVersion,
@@ -65,19 +91,22 @@ impl EmbeddedTrainer {
         version: PolicyVersion,
         options: EngineOptions,
         sampler: Arc<EmbeddedSampler>,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, TrainerError> {
+        let team = Team::new(options.num_threads).map_err(TrainerError::Engine)?;
+        Ok(Self {
             weights,
             backward: BackwardWeights::default(),
             backward_is_stale: true,
             moments,
             gradient: Vec::new(),
-            threads: Vec::new(),
+            gradient_is_clear: true,
+            threads: (0..team.size()).map(|_| ThreadState::default()).collect(),
+            team,
             options,
             version,
             sampler,
             attached: BTreeMap::new(),
-        }
+        })
     }
 
     /// The architecture.
@@ -138,7 +167,7 @@ impl EmbeddedTrainer {
         }
         let weights = Arc::make_mut(&mut self.weights);
         weights.params[range].copy_from_slice(values);
-        weights.pack();
+        weights.pack(&self.team);
         self.backward_is_stale = true;
         Ok(())
     }
@@ -219,24 +248,90 @@ impl EmbeddedTrainer {
         if objective.is_some() {
             self.gradient.resize(self.weights.params.len(), 0.0);
             if std::mem::take(&mut self.backward_is_stale) {
-                self.backward.pack(&self.weights);
+                self.backward.pack(&self.weights, &self.team);
             }
         }
-        let num_threads = self.options.num_threads.min(batches.len()).max(1);
-        self.threads.resize_with(num_threads.max(self.threads.len()), ThreadState::default);
+        let num_threads = self.options.num_threads;
+        // Apart, threads never wait for each other, but need room for a gradient each, and enough
+        // micro-batches that none idles at the end.
+        let apart = self.weights.params.len() <= MOST_APART_PARAMETERS
+            && (batches.len() >= 4 * num_threads || batches.len().is_multiple_of(num_threads));
+        let recompute = self.recomputes(&batches, if apart { num_threads } else { 1 });
+        if apart {
+            self.run_apart(&batches, objective, recompute)
+        } else {
+            self.run_together(&batches, objective, recompute)
+        }
+    }
+
+    /// Whether layers are computed again in the backward pass.
+    fn recomputes(&self, batches: &[Vec<&TrainingSample>], at_once: usize) -> bool {
+        let model = &self.weights.model;
+        let rows = |batch: &Vec<&TrainingSample>| batch.iter().map(|s| s.tokens.len()).sum();
+        let most: usize = batches.iter().map(rows).max().unwrap_or(0);
+        let (kept, detail) = row_floats(&model.config, model.layout.layers[0].qk_norm.is_some());
+        let floats = most * at_once * model.config.num_hidden_layers * (kept + detail);
+        match self.options.recompute {
+            Recompute::Always => true,
+            Recompute::Never => false,
+            Recompute::Auto => size_of::<f32>() * floats > self.options.max_activation_bytes,
+        }
+    }
+
+    /// All threads on one micro-batch, one after the other.
+    fn run_together(
+        &mut self,
+        batches: &[Vec<&TrainingSample>],
+        objective: Option<&dyn Objective>,
+        recompute: bool,
+    ) -> Vec<MicroBatchResult> {
+        let Self { weights, backward, gradient, threads, team, gradient_is_clear, .. } = self;
+        let Some(state) = threads.first_mut() else { return Vec::new() };
+        let run = |batch: &Vec<&TrainingSample>| {
+            let Some(objective) = objective else {
+                return state.workspace.run(team, weights, batch, None);
+            };
+            // 0 + x is x: the first micro-batch needs no room of its own.
+            let direct = std::mem::take(gradient_is_clear);
+            if !direct {
+                state.gradient.clear();
+                state.gradient.resize(gradient.len(), 0.0);
+            }
+            let own = if direct { &mut *gradient } else { &mut state.gradient };
+            let learning = Learning { objective, backward, gradient: own, recompute };
+            let result = state.workspace.run(team, weights, batch, Some(learning));
+            if !direct {
+                let parts = gradient.chunks_mut(ADD_CHUNK).zip(state.gradient.chunks(ADD_CHUNK));
+                team.each(&mut vec![(); team.size()], parts.collect(), |(), (to, from)| {
+                    math::add_assign(to, from);
+                });
+            }
+            result
+        };
+        batches.iter().map(run).collect()
+    }
+
+    /// A micro-batch for each thread at a time.
+    fn run_apart(
+        &mut self,
+        batches: &[Vec<&TrainingSample>],
+        objective: Option<&dyn Objective>,
+        recompute: bool,
+    ) -> Vec<MicroBatchResult> {
+        if objective.is_some() {
+            self.gradient_is_clear = false;
+        }
+        let (weights, backward) = (&*self.weights, &self.backward);
         let results = batches.iter().map(|_| MicroBatchResult::default()).collect();
         let turn = Mutex::new(Turn { next: 0, gradient: &mut self.gradient, results });
-        let (claimed, added) = (AtomicUsize::new(0), Condvar::new());
-        let (weights, backward) = (&*self.weights, &self.backward);
-        let work = |state: &mut ThreadState| loop {
-            let index = claimed.fetch_add(1, Ordering::Relaxed);
-            let Some(batch) = batches.get(index) else { return };
+        let added = Condvar::new();
+        let work = |state: &mut ThreadState, (index, batch): (usize, &Vec<&TrainingSample>)| {
             let learning = objective.map(|objective| {
                 state.gradient.clear();
                 state.gradient.resize(weights.params.len(), 0.0);
-                Learning { objective, backward, gradient: &mut state.gradient }
+                Learning { objective, backward, gradient: &mut state.gradient, recompute }
             });
-            let result = state.workspace.run(weights, batch, learning);
+            let result = state.workspace.run(&Team::solo(), weights, batch, learning);
             let mut turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
             if objective.is_some() {
                 while turn.next != index {
@@ -248,14 +343,13 @@ impl EmbeddedTrainer {
             }
             turn.results[index] = result;
         };
-        std::thread::scope(|scope| {
-            let Some((own, others)) = self.threads[..num_threads].split_first_mut() else { return };
-            for state in others {
-                scope.spawn(|| work(state));
-            }
-            work(own);
-        });
+        self.team.each(&mut self.threads, batches.iter().enumerate().collect(), work);
         turn.into_inner().unwrap_or_else(PoisonError::into_inner).results
+    }
+
+    fn clear_gradient(&mut self) {
+        self.gradient.fill(0.0);
+        self.gradient_is_clear = true;
     }
 
     fn set_weights(&mut self, weights: Arc<Weights>) {
@@ -280,7 +374,7 @@ impl Trainer for EmbeddedTrainer {
         }
         if !total.loss.is_finite() || total.logprobs.iter().flatten().any(|x| x.is_nan()) {
             // Nothing useful can be added to it any more.
-            self.gradient.fill(0.0);
+            self.clear_gradient();
             return Err(TrainerError::Diverged(format!(
                 "the loss over {} tokens is {}; the gathered gradient was dropped",
                 total.num_loss_tokens, total.loss
@@ -297,9 +391,9 @@ impl Trainer for EmbeddedTrainer {
     fn optim_step(&mut self, params: &AdamParams) -> Result<OptimStats, TrainerError> {
         check_adam(params)?;
         self.gradient.resize(self.weights.params.len(), 0.0);
-        let norm = optim::norm(&self.gradient);
+        let norm = optim::norm(&self.gradient, &self.team);
         if !norm.is_finite() {
-            self.gradient.fill(0.0);
+            self.clear_gradient();
             return Err(TrainerError::Diverged(format!(
                 "the gradient's norm is {norm}; it was dropped and the weights are as before"
             )));
@@ -310,10 +404,11 @@ impl Trainer for EmbeddedTrainer {
         let weights = Arc::make_mut(&mut self.weights);
         let model = Arc::clone(&weights.model);
         let moments = &mut self.moments;
-        optim::adamw(&model.layout, &mut weights.params, &self.gradient, scale, moments, params);
-        weights.pack();
+        let (values, gradient) = (&mut weights.params, &mut self.gradient);
+        optim::adamw(&model.layout, values, gradient, scale, moments, params, &self.team);
+        weights.pack(&self.team);
         self.backward_is_stale = true;
-        self.gradient.fill(0.0);
+        self.gradient_is_clear = true;
         Ok(OptimStats { grad_norm: norm as f32 })
     }
 
@@ -336,13 +431,14 @@ impl Trainer for EmbeddedTrainer {
                 reason: "has another architecture than the engine that loads it".to_owned(),
             });
         }
-        let weights = Arc::new(Weights::new(Arc::clone(&self.weights.model), params));
+        let (model, precision) = (Arc::clone(&self.weights.model), self.weights.precision);
+        let weights = Arc::new(Weights::with_precision(model, params, precision));
         self.sampler
             .publish(Arc::clone(&weights), version)
             .map_err(|error| TrainerError::Engine(error.to_string()))?;
         self.set_weights(weights);
         (self.moments, self.version) = (moments, version);
-        self.gradient.fill(0.0);
+        self.clear_gradient();
         Ok(())
     }
 
@@ -357,7 +453,7 @@ impl Trainer for EmbeddedTrainer {
 
     fn reset_optimizer(&mut self) {
         self.moments = Moments::default();
-        self.gradient.fill(0.0);
+        self.clear_gradient();
     }
 
     fn policy_version(&self) -> PolicyVersion {

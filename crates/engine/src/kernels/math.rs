@@ -110,6 +110,31 @@ vectorized! {
 }
 
 vectorized! {
+    /// [`exp_rows`] that goes on from the maxima and sums of what came before: rescales the sums,
+    /// and the rows of `mixed`, to the new maxima.
+    pub(crate) fn exp_rows_onward(
+        rows: &mut [f32],
+        width: usize,
+        maxima: &mut [f32],
+        sums: &mut [f32],
+        mixed: &mut [f32],
+        mixed_width: usize,
+    ) {
+        let rows = rows.chunks_exact_mut(width).zip(mixed.chunks_exact_mut(mixed_width));
+        for (((row, mixed), max), sum) in rows.zip(maxima).zip(sums) {
+            let found = max_lanes(row);
+            let new = if found > *max { found } else { *max };
+            let scale = exp(*max - new);
+            *sum = sum.mul_add(scale, exp_sum(row, new));
+            *max = new;
+            for x in mixed {
+                *x *= scale;
+            }
+        }
+    }
+}
+
+vectorized! {
     /// Replaces a row by `exp(row - max)`; gives the maximum and the sum.
     pub(crate) fn exp_row(row: &mut [f32]) -> (f32, f32) {
         let max = max_lanes(row);
@@ -187,19 +212,31 @@ pub(crate) fn rms_norm_inline(
 }
 
 vectorized! {
-    /// Backward of [`rms_norm`]: adds to `d_x` and `d_weight`.
+    /// Applies what [`rms_norm`] did, given its `inv_rms`.
+    pub(crate) fn rms_norm_again(x: &[f32], weight: &[f32], inv_rms: &[f32], out: &mut [f32]) {
+        let width = weight.len();
+        let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
+        for ((x, out), scale) in rows.zip(inv_rms) {
+            for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
+                *out = x * scale * w;
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// Backward of [`rms_norm`]: adds to `d_x`.
     pub(crate) fn rms_norm_backward(
         x: &[f32],
         weight: &[f32],
         inv_rms: &[f32],
         d_out: &[f32],
         d_x: &mut [f32],
-        d_weight: &mut [f32],
     ) {
         let width = weight.len();
         let rows = x.chunks_exact(width).zip(d_out.chunks_exact(width));
         for (((x, d_out), d_x), &inv) in rows.zip(d_x.chunks_exact_mut(width)).zip(inv_rms) {
-            rms_norm_row_backward(x, weight, inv, d_out, d_x, d_weight);
+            rms_norm_row_backward(x, weight, inv, d_out, d_x);
         }
     }
 }
@@ -212,23 +249,67 @@ pub(crate) fn rms_norm_row_backward(
     inv: f32,
     d_out: &[f32],
     d_x: &mut [f32],
-    d_weight: &mut [f32],
 ) {
     let width = weight.len();
-    let (x, d_out, d_x, d_weight) =
-        (&x[..width], &d_out[..width], &mut d_x[..width], &mut d_weight[..width]);
+    let (x, d_out, d_x) = (&x[..width], &d_out[..width], &mut d_x[..width]);
     let mut lanes = [0.0f32; LANES];
     for start in (0..width).step_by(LANES) {
         let end = (start + LANES).min(width);
         for i in start..end {
-            let dy = d_out[i];
-            d_weight[i] = (x[i] * inv).mul_add(dy, d_weight[i]);
-            lanes[i - start] = (dy * weight[i]).mul_add(x[i], lanes[i - start]);
+            lanes[i - start] = (d_out[i] * weight[i]).mul_add(x[i], lanes[i - start]);
         }
     }
     let coefficient = sum_lanes(lanes) * inv * inv * inv / width as f32;
     for i in 0..width {
         d_x[i] += (d_out[i] * weight[i]).mul_add(inv, -(coefficient * x[i]));
+    }
+}
+
+vectorized! {
+    /// The other half of the backward of [`rms_norm`]: adds to the gradient of the weights from
+    /// column `first` on, row after row. Rows are `width` wide.
+    pub(crate) fn rms_norm_weight_backward(
+        x: &[f32],
+        inv_rms: &[f32],
+        d_out: &[f32],
+        width: usize,
+        first: usize,
+        d_weight: &mut [f32],
+    ) {
+        let rows = x.chunks_exact(width).zip(d_out.chunks_exact(width));
+        for ((x, d_out), &inv) in rows.zip(inv_rms) {
+            add_scaled_products(&x[first..], inv, &d_out[first..], d_weight);
+        }
+    }
+}
+
+vectorized! {
+    /// [`rms_norm_weight_backward`] of a norm over each of `heads` heads side by side in rows of `x`
+    /// and `d_out`, which lie the given strides apart; `inv_rms` is `[t][heads]`.
+    pub(crate) fn head_norm_backward(
+        x: (&[f32], usize),
+        inv_rms: &[f32],
+        d_out: (&[f32], usize),
+        heads: usize,
+        d_weight: &mut [f32],
+    ) {
+        let ((x, ldx), (d_out, ldd)) = (x, d_out);
+        let dim = d_weight.len();
+        let rows = x.chunks(ldx).zip(d_out.chunks(ldd));
+        for ((x, d_out), inv_rms) in rows.zip(inv_rms.chunks_exact(heads)) {
+            let per_head = x.chunks_exact(dim).zip(d_out.chunks_exact(dim));
+            for ((x, d_out), &inv) in per_head.zip(inv_rms) {
+                add_scaled_products(x, inv, d_out, d_weight);
+            }
+        }
+    }
+}
+
+/// `sums += x * inv * d_out`, for callers already inside a dispatch.
+#[inline(always)]
+pub(crate) fn add_scaled_products(x: &[f32], inv: f32, d_out: &[f32], sums: &mut [f32]) {
+    for ((sum, x), dy) in sums.iter_mut().zip(x).zip(d_out) {
+        *sum = (x * inv).mul_add(*dy, *sum);
     }
 }
 
@@ -246,22 +327,26 @@ vectorized! {
 }
 
 vectorized! {
-    /// Backward of [`swiglu`]: writes the gradient of `[gate | up]` rows.
+    /// Backward of [`swiglu`]: writes the gradient of `[gate | up]` rows, and replaces `d_out` by
+    /// what [`swiglu`] gave.
     pub(crate) fn swiglu_backward(
         gate_up: &[f32],
         width: usize,
-        d_out: &[f32],
+        d_out: &mut [f32],
         d_gate_up: &mut [f32],
     ) {
-        let rows = gate_up.chunks_exact(2 * width).zip(d_out.chunks_exact(width));
+        let rows = gate_up.chunks_exact(2 * width).zip(d_out.chunks_exact_mut(width));
         for ((gu, d_out), d_gu) in rows.zip(d_gate_up.chunks_exact_mut(2 * width)) {
             let (gate, up) = gu.split_at(width);
             let (d_gate, d_up) = d_gu.split_at_mut(width);
             for i in 0..width {
-                let sigmoid = 1.0 / (1.0 + exp(-gate[i]));
+                let denominator = 1.0 + exp(-gate[i]);
+                let sigmoid = 1.0 / denominator;
                 let silu = gate[i] * sigmoid;
                 d_up[i] = d_out[i] * silu;
                 d_gate[i] = d_out[i] * up[i] * sigmoid.mul_add(gate[i] - silu, sigmoid);
+                // In the order of operations of the forward pass.
+                d_out[i] = gate[i] / denominator * up[i];
             }
         }
     }
@@ -273,13 +358,6 @@ pub(crate) fn add_bias(rows: &mut [f32], bias: &[f32]) {
         for (x, b) in row.iter_mut().zip(bias) {
             *x += b;
         }
-    }
-}
-
-/// Adds every row to `sum`, row after row.
-pub(crate) fn add_rows(rows: &[f32], sum: &mut [f32]) {
-    for row in rows.chunks_exact(sum.len()) {
-        add_assign(sum, row);
     }
 }
 

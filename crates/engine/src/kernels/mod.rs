@@ -1,4 +1,5 @@
-//! Numeric kernels: matrix products ([`gemm`]) and row-wise functions ([`math`]).
+//! Numeric kernels: matrix products ([`gemm`]), weight gradients ([`outer`]), and row-wise functions
+//! ([`math`]).
 //!
 //! Every kernel here is *row independent*: a result row is computed from its own inputs by a
 //! fixed sequence of operations, whatever other rows are processed by the same call. On that rest
@@ -46,9 +47,12 @@ macro_rules! vectorized {
 }
 pub(crate) use vectorized;
 
+pub(crate) mod bf16;
 pub(crate) mod gemm;
 pub(crate) mod math;
 pub(crate) mod vocabulary;
+pub(crate) mod outer;
+mod tile;
 
 /// The instruction set of this machine, detected once.
 pub(crate) fn arch() -> pulp::Arch {

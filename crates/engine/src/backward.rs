@@ -1,0 +1,614 @@
+//! From the gradient of the final normed rows back to the embedding.
+//!
+//! A layer takes four rounds: its feed-forward part over blocks of rows; attention, with the weight
+//! gradients that are ready by then; its projection over blocks of rows; the rest of the weight
+//! gradients. A weight gradient is shared out by its rows, a key/value head by ranges of its keys.
+
+use std::ops::Range;
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use patchwright_core::TrainingSample;
+
+use crate::attention::{BackwardHead, KEY_RANGE, fit};
+use crate::config::ModelConfig;
+use crate::forward::final_norm_backward;
+use crate::kernels::gemm::{Into, PANEL, matmul};
+use crate::kernels::outer::{OUTER_ROWS, Side, Strips, add_outer};
+use crate::kernels::{math, vectorized};
+use crate::microbatch::{Detail, Kept, Learning, Plan, ThreadScratch, Workspace, chunks};
+use crate::params::LayerRanges;
+use crate::team::{RowsMut, Team};
+use crate::weights::{PackedLayer, Weights};
+
+/// Operands of the weight gradients of a block of rows: gradient of the output, and the input.
+#[derive(Debug, Default)]
+struct BlockOperands {
+    down: (Strips, Strips),
+    gate_up: (Strips, Strips),
+    output: (Strips, Strips),
+    qkv: (Strips, Strips),
+}
+
+/// Buffers of the backward pass.
+#[derive(Debug, Default)]
+pub(crate) struct BackwardBuffers {
+    blocks: Vec<BlockOperands>,
+    /// Gradient of the residual stream, `[t][h]`.
+    d_stream: Vec<f32>,
+    /// Of a norm's output, `[t][h]`.
+    d_normed: Vec<f32>,
+    /// Of what attention gave, `[t][q]`.
+    d_attended: Vec<f32>,
+    /// `d_attended · attended` of each head, `[t][heads]`.
+    d_sum: Vec<f32>,
+    /// Of the queries, `[unit][t][group]` padded heads.
+    d_q: Vec<f32>,
+    /// `[unit][t][keys | values]`.
+    d_kv: Vec<f32>,
+    /// Of queries and keys before the rotation, `[t][queries | keys]`; used where there are head
+    /// norms.
+    d_rotated: Vec<f32>,
+}
+
+/// A part of a round of attention and weight gradients.
+enum Part<'a> {
+    /// A range of keys of a unit.
+    Keys { unit: usize, range: Range<usize>, d_kv: &'a mut [f32] },
+    /// Rows of a weight gradient, from `first` on.
+    Outer { operands: &'a [(&'a Strips, &'a Strips)], first: usize, gradient: &'a mut [f32] },
+    /// Columns of a norm's gradient, from `first` on.
+    Norm { x: &'a [f32], inv_rms: &'a [f32], first: usize, gradient: &'a mut [f32] },
+    /// The gradient of a head norm, of `heads` rows a token.
+    HeadNorm {
+        raw: (&'a [f32], usize),
+        inv_rms: &'a [f32],
+        d_out: (&'a [f32], usize),
+        gradient: &'a mut [f32],
+    },
+    /// Columns of a bias's gradient, from `first` on.
+    Bias { operands: &'a [(&'a Strips, &'a Strips)], first: usize, gradient: &'a mut [f32] },
+}
+
+/// The gradient of a unit's queries, which ranges of keys add to in their order.
+struct Turns<'a> {
+    state: Mutex<(usize, &'a mut [f32])>,
+    added: Condvar,
+}
+
+impl Workspace {
+    /// Adds the gradients of all layers and of the embedding.
+    pub(crate) fn backward(
+        &mut self,
+        team: &Team,
+        weights: &Weights,
+        samples: &[&TrainingSample],
+        learning: Learning,
+    ) {
+        let config = &weights.model.config;
+        let layout = &weights.model.layout;
+        let Learning { backward, gradient, recompute, .. } = learning;
+        let rows = self.plan.rows();
+        let num_blocks = self.plan.blocks.len();
+        self.back.blocks.resize_with(num_blocks.max(self.back.blocks.len()), Default::default);
+        self.back.resize(weights, rows);
+        self.final_backward(team, weights, &mut gradient[layout.final_norm.clone()]);
+        for layer in (0..config.num_hidden_layers).rev() {
+            if recompute {
+                self.compute_again(team, weights, layer);
+            }
+            self.feed_forward_backward(team, weights, layer, &backward.layers[layer]);
+            self.first_gradients(team, weights, layer, gradient);
+            self.projection_backward(team, weights, layer, &backward.layers[layer]);
+            self.second_gradients(team, weights, layer, gradient);
+        }
+        let hidden = config.hidden_size;
+        let d_embedding = &mut gradient[layout.embedding.clone()];
+        let tokens = samples.iter().flat_map(|s| &s.tokens);
+        for (token, d_row) in tokens.zip(self.back.d_stream.chunks_exact(hidden)) {
+            math::add_assign(&mut d_embedding[*token as usize * hidden..][..hidden], d_row);
+        }
+    }
+
+    fn final_backward(&mut self, team: &Team, weights: &Weights, gradient: &mut [f32]) {
+        let hidden = weights.model.config.hidden_size;
+        let Self { plan, stream, inv_rms, d_normed, back, threads, .. } = self;
+        let mut d_stream = RowsMut::new(&mut back.d_stream, hidden);
+        let parts = plan.chunks.iter().map(|chunk| (chunk, d_stream.take(chunk.len())));
+        team.each(threads, parts.collect(), |_, (chunk, d_stream)| {
+            let wide = chunk.start * hidden..chunk.end * hidden;
+            d_stream.fill(0.0);
+            let (x, inv_rms) = (&stream[wide.clone()], &inv_rms[chunk.clone()]);
+            final_norm_backward(weights, x, inv_rms, &d_normed[wide], d_stream);
+        });
+        let parts = columns(gradient).map(|(first, gradient)| Part::Norm {
+            x: stream,
+            inv_rms,
+            first,
+            gradient,
+        });
+        run_simple(team, threads, parts.collect(), d_normed, hidden);
+    }
+
+    /// From the gradient of the layer's result to those of what attention gave and of the stream
+    /// before the feed-forward part.
+    fn feed_forward_backward(
+        &mut self,
+        team: &Team,
+        weights: &Weights,
+        layer: usize,
+        packed: &PackedLayer,
+    ) {
+        let config = &weights.model.config;
+        let (kept, detail) = self.places(layer);
+        let Self { plan, kept: all, details, back, threads, .. } = self;
+        let BackwardBuffers { blocks, d_stream, d_normed, d_attended, d_sum, .. } = back;
+        let mut d_stream = RowsMut::new(d_stream, config.hidden_size);
+        let mut d_normed = RowsMut::new(d_normed, config.hidden_size);
+        let mut d_attended = RowsMut::new(d_attended, config.query_width());
+        let mut d_sum = RowsMut::new(d_sum, config.num_attention_heads);
+        let mut parts = Vec::new();
+        for (block, operands) in plan.blocks.iter().zip(blocks) {
+            let rows = chunks(block).map(|chunk| {
+                let n = chunk.len();
+                (chunk, d_stream.take(n), d_normed.take(n), d_attended.take(n), d_sum.take(n))
+            });
+            parts.push((block, operands, rows.collect::<Vec<_>>()));
+        }
+        let saved =
+            Saved { plan, weights, layer, packed, kept: &all[kept], detail: &details[detail] };
+        team.each(threads, parts, |scratch, (block, operands, rows)| {
+            operands.reshape_first(weights, block.len());
+            for (chunk, d_stream, d_normed, d_attended, d_sum) in rows {
+                let at = chunk.start - block.start;
+                saved.feed_forward_chunk(&chunk, at, operands, (d_stream, d_normed), scratch);
+                saved.output_chunk(&chunk, at, operands, (d_stream, d_attended, d_sum), scratch);
+            }
+        });
+    }
+
+    /// Attention, and the gradients of the output, gate, up and down projections.
+    fn first_gradients(
+        &mut self,
+        team: &Team,
+        weights: &Weights,
+        layer: usize,
+        gradient: &mut [f32],
+    ) {
+        let config = &weights.model.config;
+        let LayerRanges { output, gate_up, down, post_norm, .. } =
+            &weights.model.layout.layers[layer];
+        let (kept, detail) = self.places(layer);
+        let Self { plan, kept: all, details, back, threads, .. } = self;
+        let (kept, detail) = (&all[kept], &details[detail]);
+        let BackwardBuffers { blocks, d_normed, d_attended, d_sum, d_q, d_kv, .. } = back;
+        let blocks = &blocks[..plan.blocks.len()];
+        let pairs = |pick: fn(&BlockOperands) -> &(Strips, Strips)| -> Vec<_> {
+            blocks.iter().map(|block| pick(block)).map(|(a, b)| (a, b)).collect()
+        };
+        let (of_down, of_gate_up, of_output) =
+            (pairs(|b| &b.down), pairs(|b| &b.gate_up), pairs(|b| &b.output));
+        let mut parts = key_parts(config, plan, d_kv);
+        let [d_output, d_post_norm, d_gate_up, d_down] =
+            disjoint(gradient, [output, post_norm, gate_up, down]);
+        let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
+        outer_parts(&of_gate_up, d_gate_up, hidden, &mut parts);
+        outer_parts(&of_down, d_down, ffn, &mut parts);
+        outer_parts(&of_output, d_output, config.query_width(), &mut parts);
+        let (x, inv_rms) = (&detail.middle[..], &detail.middle_inv_rms[..]);
+        parts.extend(columns(d_post_norm).map(|(first, gradient)| Part::Norm {
+            x,
+            inv_rms,
+            first,
+            gradient,
+        }));
+        let mut d_q = RowsMut::new(d_q, config.head_shape().padded_width());
+        let turns: Vec<Turns> = plan
+            .units
+            .iter()
+            .map(|unit| Turns {
+                state: Mutex::new((0, d_q.take(unit.count))),
+                added: Condvar::new(),
+            })
+            .collect();
+        team.each(threads, parts, |scratch, part| match part {
+            Part::Keys { unit, range, d_kv } => {
+                let head = backward_head(config, plan, unit, (kept, detail), (d_attended, d_sum));
+                turns[unit].add(&range, |d_q| {
+                    head.backward(range.clone(), d_q, d_kv, &mut scratch.attention);
+                });
+            }
+            other => other.run(d_normed, hidden),
+        });
+    }
+
+    /// From the gradient of queries, keys and values to that of the stream before the layer.
+    fn projection_backward(
+        &mut self,
+        team: &Team,
+        weights: &Weights,
+        layer: usize,
+        packed: &PackedLayer,
+    ) {
+        let config = &weights.model.config;
+        let (kept, detail) = self.places(layer);
+        let Self { plan, kept: all, details, back, threads, .. } = self;
+        let BackwardBuffers { blocks, d_stream, d_normed, d_q, d_kv, d_rotated, .. } = back;
+        let mut d_stream = RowsMut::new(d_stream, config.hidden_size);
+        let mut d_normed = RowsMut::new(d_normed, config.hidden_size);
+        let mut d_rotated = RowsMut::new(d_rotated, rotated_width(weights));
+        let mut parts = Vec::new();
+        for (block, operands) in plan.blocks.iter().zip(blocks) {
+            let rows = chunks(block).map(|chunk| {
+                let n = chunk.len();
+                (chunk, (d_stream.take(n), d_normed.take(n), d_rotated.take(n)))
+            });
+            parts.push((block, operands, rows.collect::<Vec<_>>()));
+        }
+        let saved =
+            Saved { plan, weights, layer, packed, kept: &all[kept], detail: &details[detail] };
+        team.each(threads, parts, |scratch, (block, operands, rows)| {
+            operands.reshape_second(weights, block.len());
+            for (chunk, to) in rows {
+                let at = chunk.start - block.start;
+                saved.projection_chunk(&chunk, at, operands, (d_q, d_kv), to, scratch);
+            }
+        });
+    }
+
+    /// The gradients of the query, key and value projections and of the first norm.
+    fn second_gradients(
+        &mut self,
+        team: &Team,
+        weights: &Weights,
+        layer: usize,
+        gradient: &mut [f32],
+    ) {
+        let config = &weights.model.config;
+        let ranges = &weights.model.layout.layers[layer];
+        let (kept, detail) = self.places(layer);
+        let Self { plan, kept: all, details, back, threads, .. } = self;
+        let (kept, detail) = (&all[kept], &details[detail]);
+        let blocks = &back.blocks[..plan.blocks.len()];
+        let operands: Vec<_> = blocks.iter().map(|block| (&block.qkv.0, &block.qkv.1)).collect();
+        let none = 0..0;
+        let bias = ranges.qkv_bias.as_ref().unwrap_or(&none);
+        let (q_norm, k_norm) = ranges.qk_norm.as_ref().map_or((&none, &none), |(q, k)| (q, k));
+        let [d_norm, d_qkv, d_bias, d_q_norm, d_k_norm] =
+            disjoint(gradient, [&ranges.input_norm, &ranges.qkv, bias, q_norm, k_norm]);
+        let mut parts = Vec::new();
+        outer_parts(&operands, d_qkv, config.hidden_size, &mut parts);
+        let (x, inv_rms) = (&kept.input[..], &detail.input_inv_rms[..]);
+        parts.extend(columns(d_norm).map(|(first, gradient)| Part::Norm {
+            x,
+            inv_rms,
+            first,
+            gradient,
+        }));
+        if ranges.qk_norm.is_some() {
+            let (width, rotated, queries) =
+                (config.qkv_width(), rotated_width(weights), config.query_width());
+            for (at, inv_rms, gradient) in
+                [(0, &detail.q_inv_rms, d_q_norm), (queries, &detail.k_inv_rms, d_k_norm)]
+            {
+                let (raw, d_out) = ((&detail.raw[at..], width), (&back.d_rotated[at..], rotated));
+                parts.push(Part::HeadNorm { raw, inv_rms, d_out, gradient });
+            }
+        }
+        parts.extend(columns(d_bias).map(|(first, gradient)| Part::Bias {
+            operands: &operands,
+            first,
+            gradient,
+        }));
+        run_simple(team, threads, parts, &back.d_normed, config.hidden_size);
+    }
+}
+
+impl BackwardBuffers {
+    fn resize(&mut self, weights: &Weights, rows: usize) {
+        let config = &weights.model.config;
+        let (hidden, shape) = (config.hidden_size, config.head_shape());
+        let units = config.num_key_value_heads;
+        let widths = [
+            (&mut self.d_stream, hidden),
+            (&mut self.d_normed, hidden),
+            (&mut self.d_attended, config.query_width()),
+            (&mut self.d_sum, config.num_attention_heads),
+            (&mut self.d_q, units * shape.padded_width()),
+            (&mut self.d_kv, units * 2 * config.head_dim),
+            (&mut self.d_rotated, rotated_width(weights)),
+        ];
+        for (buffer, width) in widths {
+            buffer.resize(rows * width, 0.0);
+        }
+    }
+}
+
+/// Width of a row of queries and keys where they have norms, else 0.
+fn rotated_width(weights: &Weights) -> usize {
+    let config = &weights.model.config;
+    let has_norms = weights.model.layout.layers[0].qk_norm.is_some();
+    if has_norms { config.query_width() + config.kv_width() } else { 0 }
+}
+
+impl BlockOperands {
+    fn reshape_first(&mut self, weights: &Weights, rows: usize) {
+        let config = &weights.model.config;
+        let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
+        let pairs = [
+            (&mut self.down, hidden, ffn),
+            (&mut self.gate_up, 2 * ffn, hidden),
+            (&mut self.output, hidden, config.query_width()),
+        ];
+        for ((left, right), m, n) in pairs {
+            left.reshape(Side::Left, rows, m, weights.precision);
+            right.reshape(Side::Right, rows, n, weights.precision);
+        }
+    }
+
+    fn reshape_second(&mut self, weights: &Weights, rows: usize) {
+        let config = &weights.model.config;
+        self.qkv.0.reshape(Side::Left, rows, config.qkv_width(), weights.precision);
+        self.qkv.1.reshape(Side::Right, rows, config.hidden_size, weights.precision);
+    }
+}
+
+/// What the forward pass left of a layer.
+struct Saved<'a> {
+    plan: &'a Plan,
+    weights: &'a Weights,
+    layer: usize,
+    packed: &'a PackedLayer,
+    kept: &'a Kept,
+    detail: &'a Detail,
+}
+
+impl Saved<'_> {
+    fn ranges(&self) -> &LayerRanges {
+        &self.weights.model.layout.layers[self.layer]
+    }
+
+    fn param(&self, range: &Range<usize>) -> &[f32] {
+        &self.weights.params[range.clone()]
+    }
+
+    /// Through down projection, `SwiGLU`, gate and up projections and norm. `at` is the chunk's place
+    /// in its block.
+    fn feed_forward_chunk(
+        &self,
+        chunk: &Range<usize>,
+        at: usize,
+        operands: &mut BlockOperands,
+        (d_stream, d_normed): (&mut [f32], &mut [f32]),
+        scratch: &mut ThreadScratch,
+    ) {
+        let config = &self.weights.model.config;
+        let (rows, h, f) = (chunk.len(), config.hidden_size, config.intermediate_size);
+        operands.down.0.write(at, d_stream);
+        let d_hidden = fit(&mut scratch.a, rows * f);
+        matmul(d_stream, &self.packed.down, d_hidden, Into::Set);
+        let d_gate_up = fit(&mut scratch.b, rows * 2 * f);
+        let gate_up = &self.detail.gate_up[chunk.start * 2 * f..chunk.end * 2 * f];
+        math::swiglu_backward(gate_up, f, d_hidden, d_gate_up);
+        // It holds what was put into the down projection now.
+        operands.down.1.write(at, d_hidden);
+        operands.gate_up.0.write(at, d_gate_up);
+        matmul(d_gate_up, &self.packed.gate_up, d_normed, Into::Set);
+        let norm = self.param(&self.ranges().post_norm);
+        let middle = &self.detail.middle[chunk.start * h..chunk.end * h];
+        let inv_rms = &self.detail.middle_inv_rms[chunk.clone()];
+        let normed = fit(&mut scratch.a, rows * h);
+        math::rms_norm_again(middle, norm, inv_rms, normed);
+        operands.gate_up.1.write(at, normed);
+        math::rms_norm_backward(middle, norm, inv_rms, d_normed, d_stream);
+    }
+
+    /// Through the output projection.
+    fn output_chunk(
+        &self,
+        chunk: &Range<usize>,
+        at: usize,
+        operands: &mut BlockOperands,
+        (d_stream, d_attended, d_sum): (&[f32], &mut [f32], &mut [f32]),
+        scratch: &mut ThreadScratch,
+    ) {
+        let config = &self.weights.model.config;
+        operands.output.0.write(at, d_stream);
+        matmul(d_stream, &self.packed.output, d_attended, Into::Set);
+        let attended = fit(&mut scratch.a, d_attended.len());
+        self.plan.gather_attended(config, &self.kept.attended, chunk, attended);
+        operands.output.1.write(at, attended);
+        let dim = config.head_dim;
+        let heads = d_attended.chunks_exact(dim).zip(attended.chunks_exact(dim));
+        for (sum, (d_out, out)) in d_sum.iter_mut().zip(heads) {
+            *sum = math::dot(d_out, out);
+        }
+    }
+
+    /// Through rotation, head norms, projection and norm.
+    fn projection_chunk(
+        &self,
+        chunk: &Range<usize>,
+        at: usize,
+        operands: &mut BlockOperands,
+        d_heads: (&[f32], &[f32]),
+        (d_stream, d_normed, d_rotated): (&mut [f32], &mut [f32], &mut [f32]),
+        scratch: &mut ThreadScratch,
+    ) {
+        let config = &self.weights.model.config;
+        let (rows, h, width) = (chunk.len(), config.hidden_size, config.qkv_width());
+        let ranges = self.ranges();
+        let d_qkv = fit(&mut scratch.a, rows * width);
+        self.plan.gather_d_qkv(config, d_heads, chunk, d_qkv);
+        let d_raw = fit(&mut scratch.b, if ranges.qk_norm.is_some() { rows * width } else { 0 });
+        unrotate(self, chunk, d_qkv, d_raw, d_rotated);
+        let d_qkv = if ranges.qk_norm.is_some() { d_raw } else { d_qkv };
+        operands.qkv.0.write(at, d_qkv);
+        matmul(d_qkv, &self.packed.qkv, d_normed, Into::Set);
+        let norm = self.param(&ranges.input_norm);
+        let input = &self.kept.input[chunk.start * h..chunk.end * h];
+        let inv_rms = &self.detail.input_inv_rms[chunk.clone()];
+        let normed = fit(&mut scratch.c, rows * h);
+        math::rms_norm_again(input, norm, inv_rms, normed);
+        operands.qkv.1.write(at, normed);
+        math::rms_norm_backward(input, norm, inv_rms, d_normed, d_stream);
+    }
+}
+
+vectorized! {
+    /// Backward of rotation (in place, and into `d_rotated` where there are head norms) and of the
+    /// head norms (into `d_raw`) for a chunk's rows.
+    fn unrotate(
+        saved: &Saved,
+        chunk: &Range<usize>,
+        d_qkv: &mut [f32],
+        d_raw: &mut [f32],
+        d_rotated: &mut [f32],
+    ) {
+        let config = &saved.weights.model.config;
+        let (width, dim) = (config.qkv_width(), config.head_dim);
+        let rotated = config.query_width() + config.kv_width();
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        d_raw.fill(0.0);
+        let positions = &saved.plan.positions[chunk.clone()];
+        for (i, (d_row, &position)) in d_qkv.chunks_exact_mut(width).zip(positions).enumerate() {
+            for head in d_row[..rotated].chunks_exact_mut(dim) {
+                saved.weights.model.rope.rotate_back(head, position as usize);
+            }
+            let Some((q_norm, k_norm)) = &saved.ranges().qk_norm else { continue };
+            d_rotated[i * rotated..][..rotated].copy_from_slice(&d_row[..rotated]);
+            let t = chunk.start + i;
+            let raw = &saved.detail.raw[t * width..][..width];
+            let d_raw = &mut d_raw[i * width..][..width];
+            for head in 0..heads + kv_heads {
+                let (norm, inv) = if head < heads {
+                    (q_norm, saved.detail.q_inv_rms[t * heads + head])
+                } else {
+                    (k_norm, saved.detail.k_inv_rms[t * kv_heads + head - heads])
+                };
+                let at = head * dim..(head + 1) * dim;
+                let (raw, d_out) = (&raw[at.clone()], &d_row[at.clone()]);
+                math::rms_norm_row_backward(raw, saved.param(norm), inv, d_out, &mut d_raw[at]);
+            }
+            d_raw[rotated..].copy_from_slice(&d_row[rotated..]);
+        }
+    }
+}
+
+impl Turns<'_> {
+    /// Waits until all keys before `range` were added, and adds those of `range`.
+    fn add(&self, range: &Range<usize>, add: impl FnOnce(&mut [f32])) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while state.0 != range.start {
+            state = self.added.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        add(state.1);
+        state.0 = range.end;
+        self.added.notify_all();
+    }
+}
+
+impl Part<'_> {
+    /// Whatever is no part of attention. `d_normed` is the gradient of the norm's output, `[t][h]`.
+    fn run(self, d_normed: &[f32], hidden: usize) {
+        match self {
+            Part::Keys { .. } => {}
+            Part::Outer { operands, first, gradient } => add_outer(operands, first, gradient),
+            Part::Norm { x, inv_rms, first, gradient } => {
+                math::rms_norm_weight_backward(x, inv_rms, d_normed, hidden, first, gradient);
+            }
+            Part::HeadNorm { raw: (raw, ldr), inv_rms, d_out: (d_out, ldd), gradient } => {
+                let rows = d_out.len().div_ceil(ldd);
+                let heads = inv_rms.len() / rows;
+                math::head_norm_backward((raw, ldr), inv_rms, (d_out, ldd), heads, gradient);
+            }
+            Part::Bias { operands, first, gradient } => {
+                for (a, _) in operands {
+                    a.add_columns(first, gradient);
+                }
+            }
+        }
+    }
+}
+
+/// A round without attention.
+fn run_simple(
+    team: &Team,
+    threads: &mut [ThreadScratch],
+    parts: Vec<Part>,
+    d_normed: &[f32],
+    hidden: usize,
+) {
+    team.each(threads, parts, |_, part| part.run(d_normed, hidden));
+}
+
+/// Ranges of keys of all units. Those that wait for others come later.
+fn key_parts<'a>(config: &ModelConfig, plan: &Plan, d_kv: &'a mut [f32]) -> Vec<Part<'a>> {
+    let mut rows = RowsMut::new(d_kv, 2 * config.head_dim);
+    let mut parts = Vec::new();
+    for (index, unit) in plan.units.iter().enumerate() {
+        for start in (0..unit.count).step_by(KEY_RANGE) {
+            let range = start..(start + KEY_RANGE).min(unit.count);
+            let d_kv = rows.take(range.len());
+            parts.push((start, Part::Keys { unit: index, range, d_kv }));
+        }
+    }
+    parts.sort_by_key(|(start, _)| *start);
+    parts.into_iter().map(|(_, part)| part).collect()
+}
+
+fn backward_head<'a>(
+    config: &ModelConfig,
+    plan: &Plan,
+    unit: usize,
+    (kept, detail): (&'a Kept, &'a Detail),
+    (d_attended, d_sum): (&'a [f32], &'a [f32]),
+) -> BackwardHead<'a> {
+    let unit = plan.units[unit];
+    let (shape, ld, ldo) = (config.head_shape(), config.qkv_width(), config.query_width());
+    let heads = config.num_attention_heads;
+    let at = unit.start * config.num_key_value_heads + unit.kv_head * unit.count;
+    BackwardHead {
+        shape,
+        qkv: &detail.qkv[unit.start * ld..(unit.start + unit.count) * ld],
+        ld,
+        at: config.head_at(unit.kv_head),
+        lse: &kept.lse[at * shape.group..],
+        d_out: &d_attended[unit.start * ldo..],
+        ldo,
+        out_at: unit.kv_head * shape.width(),
+        d_sum: &d_sum[unit.start * heads..],
+        heads,
+        head_at: unit.kv_head * shape.group,
+    }
+}
+
+/// Parts of a weight gradient, `[rows][columns]`.
+fn outer_parts<'a>(
+    operands: &'a [(&'a Strips, &'a Strips)],
+    gradient: &'a mut [f32],
+    columns: usize,
+    parts: &mut Vec<Part<'a>>,
+) {
+    let rows = gradient.chunks_mut(OUTER_ROWS * columns).enumerate();
+    parts.extend(rows.map(|(i, gradient)| Part::Outer {
+        operands,
+        first: i * OUTER_ROWS,
+        gradient,
+    }));
+}
+
+/// Parts of a vector's gradient with their places.
+fn columns(gradient: &mut [f32]) -> impl Iterator<Item = (usize, &mut [f32])> {
+    gradient.chunks_mut(4 * PANEL).enumerate().map(|(i, gradient)| (i * 4 * PANEL, gradient))
+}
+
+/// Places of several tensors in the gradient.
+fn disjoint<'a, const N: usize>(
+    gradient: &'a mut [f32],
+    ranges: [&Range<usize>; N],
+) -> [&'a mut [f32]; N] {
+    match gradient.get_disjoint_mut(ranges.map(Range::clone)) {
+        Ok(slices) => slices,
+        Err(error) => unreachable!("tensors do not overlap: {error}"),
+    }
+}
