@@ -2,16 +2,16 @@
 
 use std::time::Instant;
 
-use crate::kernels::gemm::{Into, PackedMatrix, matmul};
+use crate::kernels::gemm::{Into, PackedMatrix, Precision, matmul};
 
 /// Side of the square products; large enough to amortise everything, small enough for caches.
 const SIDE: usize = 768;
 
 /// Floating-point operations per second of square products, in units of 10^9, on `num_threads`
 /// threads at once: the best of `rounds`.
-pub fn gemm_peak_gflops(num_threads: usize, rounds: usize) -> f64 {
+pub fn gemm_peak_gflops(precision: Precision, num_threads: usize, rounds: usize) -> f64 {
     let weight: Vec<f32> = (0..SIDE * SIDE).map(|i| (i % 7) as f32 - 3.0).collect();
-    let mut packed = PackedMatrix::default();
+    let mut packed = PackedMatrix::new(precision);
     packed.pack_transposed(&weight, SIDE, SIDE);
     let mut best = 0.0f64;
     for _ in 0..rounds {
