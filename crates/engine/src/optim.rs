@@ -3,7 +3,7 @@
 use patchwright_core::AdamParams;
 
 use crate::kernels::vectorized;
-use crate::params::ParamLayout;
+use crate::params::TensorSpec;
 use crate::team::{RowsMut, Team};
 
 /// Elements whose squares are summed together; fixed, so that the norm has the same bits on any
@@ -48,7 +48,7 @@ vectorized! {
 /// One step of `AdamW` (arXiv 1711.05101, with `PyTorch`'s order of operations) on all tensors, the
 /// gradient being multiplied by `scale` first, and cleared.
 pub(crate) fn adamw(
-    layout: &ParamLayout,
+    tensors: &[TensorSpec],
     params: &mut [f32],
     gradient: &mut [f32],
     scale: f32,
@@ -64,7 +64,7 @@ pub(crate) fn adamw(
     let mut second = RowsMut::new(&mut moments.second, 1);
     let mut parts = Vec::new();
     // The tensors follow each other without gaps.
-    for tensor in &layout.tensors {
+    for tensor in tensors {
         let keep = if tensor.kind.decays() { 1.0 - adam.lr * adam.weight_decay } else { 1.0 };
         for start in (0..tensor.range.len()).step_by(STEP_CHUNK) {
             let n = STEP_CHUNK.min(tensor.range.len() - start);

@@ -1,5 +1,7 @@
 //! The trainer: micro-batches over threads, gradient in a fixed order, `AdamW`, checkpoints.
 
+mod adapter;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -15,6 +17,7 @@ use crate::checkpoint::{self, Checkpoint, CheckpointRef, ExportOptions};
 use crate::config::ModelConfig;
 use crate::engine::EngineOptions;
 use crate::kernels::math;
+use crate::lora::Lora;
 use crate::microbatch::{Learning, MicroBatchResult, Workspace, row_floats};
 use crate::optim::{self, Moments};
 use crate::sampler::EmbeddedSampler;
@@ -62,6 +65,8 @@ pub struct EmbeddedTrainer {
     gradient: Vec<f32>,
     /// Whether `gradient` is all zeros.
     gradient_is_clear: bool,
+    /// What is trained instead of the weights.
+    lora: Option<Lora>,
     team: Team,
     threads: Vec<ThreadState>,
     options: EngineOptions,
@@ -100,6 +105,7 @@ impl EmbeddedTrainer {
             moments,
             gradient: Vec::new(),
             gradient_is_clear: true,
+            lora: None,
             threads: (0..team.size()).map(|_| ThreadState::default()).collect(),
             team,
             options,
@@ -116,7 +122,7 @@ impl EmbeddedTrainer {
 
     /// Optimizer steps since the moments were last reset.
     pub fn optimizer_step(&self) -> u64 {
-        self.moments.step
+        self.lora.as_ref().map_or(self.moments.step, Lora::optimizer_step)
     }
 
     /// A file that every later [`Trainer::save`] writes beside the weights, such as
@@ -153,9 +159,13 @@ impl EmbeddedTrainer {
     /// Overwrites one tensor, row-major.
     ///
     /// # Errors
-    /// [`TrainerError::BadInput`] for an unknown name, another size, or values that are not finite.
+    /// [`TrainerError::BadInput`] for an unknown name, another size, or values that are not finite,
+    /// and while an adapter is in training.
     pub fn set_parameter(&mut self, name: &str, values: &[f32]) -> Result<(), TrainerError> {
         let bad = |reason: &str| TrainerError::BadInput(format!("tensor {name} {reason}"));
+        if self.lora.is_some() {
+            return Err(bad("is frozen while an adapter is in training"));
+        }
         let tensors = &self.weights.model.layout.tensors;
         let spec = tensors.iter().find(|t| t.name == name).ok_or_else(|| bad("is unknown"))?;
         let range = spec.range.clone();
@@ -391,7 +401,10 @@ impl Trainer for EmbeddedTrainer {
     fn optim_step(&mut self, params: &AdamParams) -> Result<OptimStats, TrainerError> {
         check_adam(params)?;
         self.gradient.resize(self.weights.params.len(), 0.0);
-        let norm = optim::norm(&self.gradient, &self.team);
+        let norm = match &mut self.lora {
+            Some(lora) => lora.norm(&self.gradient, &self.team),
+            None => optim::norm(&self.gradient, &self.team),
+        };
         if !norm.is_finite() {
             self.clear_gradient();
             return Err(TrainerError::Diverged(format!(
@@ -401,11 +414,17 @@ impl Trainer for EmbeddedTrainer {
         let clip = f64::from(params.grad_clip);
         // PyTorch's `clip_grad_norm_` has the same small term.
         let scale = if clip > 0.0 && norm > clip { (clip / (norm + 1e-6)) as f32 } else { 1.0 };
+        if let Some(lora) = &mut self.lora {
+            lora.step(scale, params, &self.team);
+            self.merge();
+            self.clear_gradient();
+            return Ok(OptimStats { grad_norm: norm as f32 });
+        }
         let weights = Arc::make_mut(&mut self.weights);
         let model = Arc::clone(&weights.model);
         let moments = &mut self.moments;
         let (values, gradient) = (&mut weights.params, &mut self.gradient);
-        optim::adamw(&model.layout, values, gradient, scale, moments, params, &self.team);
+        optim::adamw(&model.layout.tensors, values, gradient, scale, moments, params, &self.team);
         weights.pack(&self.team);
         self.backward_is_stale = true;
         self.gradient_is_clear = true;
@@ -437,6 +456,7 @@ impl Trainer for EmbeddedTrainer {
             .publish(Arc::clone(&weights), version)
             .map_err(|error| TrainerError::Engine(error.to_string()))?;
         self.set_weights(weights);
+        self.lora = None;
         (self.moments, self.version) = (moments, version);
         self.clear_gradient();
         Ok(())
@@ -453,6 +473,9 @@ impl Trainer for EmbeddedTrainer {
 
     fn reset_optimizer(&mut self) {
         self.moments = Moments::default();
+        if let Some(lora) = &mut self.lora {
+            lora.reset_optimizer();
+        }
         self.clear_gradient();
     }
 

@@ -25,8 +25,8 @@ pub use dtype::WeightDtype;
 use source::{FlatTensors, TensorFile, read_all};
 pub(crate) use source::{ModelFiles, Sink, TensorSource};
 pub use write::ExportOptions;
-pub(crate) use write::Progress;
-use write::{Named, new_directory, write_file, write_model, write_tensors};
+use write::{Named, write_model, write_tensors};
+pub(crate) use write::{Progress, new_directory, write_file};
 
 use crate::config::ModelConfig;
 use crate::gguf::GgufFile;
