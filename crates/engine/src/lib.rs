@@ -13,8 +13,8 @@
 //! depends on what else is in a batch, on how it is cut, or on the number of threads.
 
 mod attention;
-mod batch;
 mod backward;
+mod batch;
 pub mod bench;
 mod checkpoint;
 mod config;
@@ -45,7 +45,6 @@ pub use engine::{Engine, EngineOptions, WeightSwap};
 pub use gguf::{GgufFile, GgufVocabulary};
 pub use kernels::gemm::Precision;
 pub use lora::LoraConfig;
-
 pub use rope::RopeScaling;
 pub use sampler::{EmbeddedSampler, SamplerStats};
 pub use trainer::{EmbeddedTrainer, Recompute};

@@ -144,3 +144,37 @@ fn what_is_saved_is_loaded() {
     let text = other.load_adapter(&path).unwrap_err().to_string();
     assert!(text.contains("adapter_config.json"), "{text}");
 }
+
+/// The same gradients as `PyTorch`: `goldens/make_lora_golden.py` made the fixture.
+#[test]
+fn gradients_agree_with_pytorch() {
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
+    let bytes = fs::read(fixtures.join("llama-lora/golden.safetensors")).unwrap();
+    let golden = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let words = |name: &str| golden.tensor(name).unwrap().data().as_chunks::<4>().0.to_vec();
+    let floats =
+        |name: &str| -> Vec<f32> { words(name).into_iter().map(f32::from_le_bytes).collect() };
+    let samples: Vec<TrainingSample> = (0..2)
+        .map(|i| {
+            let tokens = words(&format!("tokens.{i}")).into_iter().map(u32::from_le_bytes);
+            TrainingSample::supervised(tokens.collect(), floats(&format!("weights.{i}")))
+        })
+        .collect();
+    let mut trainer = Engine::load(&fixtures.join("llama"), options(2)).unwrap().into_parts().0;
+    trainer.load_adapter(&fixtures.join("llama-lora")).unwrap();
+    let result = trainer.forward_backward(&samples, &CrossEntropy).unwrap();
+    for (i, logprobs) in result.logprobs.iter().enumerate() {
+        for (a, b) in logprobs[1..].iter().zip(floats(&format!("logprobs.{i}"))) {
+            assert!((a - b).abs() < 1e-4, "{a} and {b}");
+        }
+    }
+    let loss = f64::from(floats("loss")[0]);
+    assert!((result.loss / loss - 1.0).abs() < 1e-5, "{} and {loss}", result.loss);
+    for (name, values) in trainer.adapter_gradients().unwrap() {
+        let expected = floats(&format!("gradient.{name}"));
+        let scale = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+        for (a, b) in values.iter().zip(&expected) {
+            assert!((a - b).abs() < 1e-4 * scale, "{name}: {a} and {b}");
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! Arguments of `patchwright bench`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand, ValueEnum};
 
 /// `patchwright bench`.
@@ -7,6 +9,42 @@ use clap::{Args, Subcommand, ValueEnum};
 pub enum BenchCommand {
     /// Measure sandboxes beside bubblewrap and Docker, where they are, in one run
     Sandbox(BenchSandboxArgs),
+    /// Measure training and sampling of the embedded engine
+    Engine(BenchEngineArgs),
+}
+
+/// `patchwright bench engine`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    patchwright bench engine\n  \
+    patchwright bench engine --rows train-5.8m-8x512-f32,sample-embedded-64 --steps 3\n  \
+    patchwright bench engine --json > bench.json\n\n\
+    Rows are named train-SHAPE-COUNTxLENGTH-PRECISION (shapes 1m, 5.8m, smollm2; f32 or bf16),\n\
+    sample-embedded-COUNT and sample-smollm2-COUNT-PRECISION. bench/engine_train_peers.py and\n\
+    bench/engine_sample_peers.py measure other engines beside.")]
+pub struct BenchEngineArgs {
+    /// Rows to measure [default: those of the published table]
+    #[arg(long, value_name = "ROW", value_delimiter = ',')]
+    pub rows: Vec<String>,
+    /// Steps or rounds of each row, after one that warms up; the best counts
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
+    pub steps: usize,
+    /// Threads [default: the machine's]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub threads: Option<usize>,
+    /// Checkpoint that sample-embedded draws from [default: random weights of its shape]
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
+    /// Prints the figures as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (1..=1024).contains(&n) => Ok(n),
+        _ => Err("expected a number from 1 to 1024".to_owned()),
+    }
 }
 
 /// What sandboxes are measured beside.

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-pub use bench::{BenchCommand, BenchSandboxArgs, Peer};
+pub use bench::{BenchCommand, BenchEngineArgs, BenchSandboxArgs, Peer};
 pub use images::{
     ImagesCommand, ImagesGcArgs, ImagesListArgs, ImagesLoadArgs, ImagesPullArgs, ImagesRemoveArgs,
     StoreArgs,

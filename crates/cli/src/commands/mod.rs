@@ -37,6 +37,7 @@ pub fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Tasks(TasksCommand::Validate(args)) => tasks::validate::run(&args),
         Command::Sandbox(command) => sandbox::dispatch(&command),
         Command::Bench(BenchCommand::Sandbox(args)) => bench::sandbox(&args),
+        Command::Bench(BenchCommand::Engine(args)) => bench::engine(&args),
         Command::Images(command) => images::dispatch(&command),
         Command::Report(args) => report::run(&args),
         Command::Doctor(args) => doctor::run(&args),

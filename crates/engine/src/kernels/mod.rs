@@ -50,9 +50,9 @@ pub(crate) use vectorized;
 pub(crate) mod bf16;
 pub(crate) mod gemm;
 pub(crate) mod math;
-pub(crate) mod vocabulary;
 pub(crate) mod outer;
 mod tile;
+pub(crate) mod vocabulary;
 
 /// The instruction set of this machine, detected once.
 pub(crate) fn arch() -> pulp::Arch {
