@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --release -p patchwright-engine --example train_bench -- train-5.8m-8x512-f32 --steps 5
 //! cargo run --release -p patchwright-engine --example train_bench -- gemm
+//! cargo run --release -p patchwright-engine --example train_bench -- long 8192,32768,65536,131072
 //! ```
 //! Without `--steps` it reads lines from its input: `step` trains one step and prints its seconds
 //! and CPU-seconds, `gemm` prints the peak of products, `end` prints the peak memory and stops;
@@ -10,7 +11,9 @@
 
 use std::io::BufRead;
 
-use patchwright_engine::bench::{TrainBench, TrainRow, gemm_peak_gflops, peak_bytes};
+use patchwright_engine::bench::{
+    TrainBench, TrainRow, gemm_peak_gflops, peak_bytes, reset_peak_bytes,
+};
 use patchwright_engine::{EngineOptions, Precision};
 
 /// Threads of every contender.
@@ -25,6 +28,29 @@ fn cpu_seconds() -> f64 {
     ticks.sum::<f64>() / 100.0
 }
 
+/// One step on a single sequence of each length with the embedded model's shape: time, peak memory,
+/// and the line through the peaks.
+fn long(lengths: &str, options: &EngineOptions) -> Result<(), Box<dyn std::error::Error>> {
+    let mut points = Vec::new();
+    for length in lengths.split(',') {
+        let row = TrainRow::parse(&format!("train-1m-1x{length}-f32"))?;
+        reset_peak_bytes();
+        let seconds = TrainBench::new(&row, options)?.step()?.as_secs_f64();
+        let mib = peak_bytes() as f64 / f64::from(1 << 20);
+        println!("{length} tokens: {seconds:.1} s, peak {mib:.0} MiB");
+        points.push((row.length as f64, mib * 1024.0));
+    }
+    let n = points.len() as f64;
+    let mean = |pick: fn(&(f64, f64)) -> f64| points.iter().map(pick).sum::<f64>() / n;
+    let (x, y) = (mean(|p| p.0), mean(|p| p.1));
+    let covariance: f64 = points.iter().map(|p| (p.0 - x) * (p.1 - y)).sum();
+    let variance: f64 = points.iter().map(|p| (p.0 - x).powi(2)).sum();
+    if variance > 0.0 {
+        println!("fitted slope: {:.1} KiB a token", covariance / variance);
+    }
+    Ok(())
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let name = arguments.first().map_or("train-5.8m-8x512-f32", String::as_str);
@@ -35,8 +61,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         return Ok(());
     }
-    let row = TrainRow::parse(name)?;
     let options = EngineOptions { num_threads: THREADS, ..EngineOptions::default() };
+    if name == "long" {
+        let lengths = arguments.get(1).map_or("8192,32768", String::as_str);
+        return long(lengths, &options);
+    }
+    let row = TrainRow::parse(name)?;
     let mut bench = TrainBench::new(&row, &options)?;
     if let Some(at) = arguments.iter().position(|a| a == "--steps") {
         let steps: usize = arguments.get(at + 1).ok_or("--steps takes a number")?.parse()?;

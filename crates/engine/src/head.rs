@@ -14,7 +14,7 @@ use crate::weights::Weights;
 const LOGIT_ROWS: usize = 96;
 
 /// Bytes of logits whose gradients wait for each other to be multiplied out.
-const LOGIT_BYTES: usize = 32 << 20;
+const LOGIT_BYTES: usize = 16 << 20;
 
 /// A prediction: the row that makes it, and the sample's token that it is of.
 #[derive(Debug, Clone, Copy)]
