@@ -183,7 +183,7 @@ impl Workspace {
         let BackwardBuffers { blocks, d_normed, d_attended, d_sum, d_q, d_kv, .. } = back;
         let blocks = &blocks[..plan.blocks.len()];
         let pairs = |pick: fn(&BlockOperands) -> &(Strips, Strips)| -> Vec<_> {
-            blocks.iter().map(|block| pick(block)).map(|(a, b)| (a, b)).collect()
+            blocks.iter().map(pick).map(|(a, b)| (a, b)).collect()
         };
         let (of_down, of_gate_up, of_output) =
             (pairs(|b| &b.down), pairs(|b| &b.gate_up), pairs(|b| &b.output));

@@ -56,7 +56,7 @@ impl Workspace {
         team: &Team,
         weights: &Weights,
         samples: &[&TrainingSample],
-        mut learning: Option<&mut Learning>,
+        learning: Option<&mut Learning>,
     ) -> MicroBatchResult {
         let (learned, plain) = targets(samples, learning.is_some());
         let mut result = MicroBatchResult {
@@ -76,7 +76,7 @@ impl Workspace {
         for (target, prediction) in plain.iter().zip(&predictions) {
             result.logprobs[target.sample][target.t] = prediction.logprob;
         }
-        if let Some(learning) = learning.as_deref_mut() {
+        if let Some(learning) = learning {
             let predictions = self.learn_head(team, weights, samples, &learned, learning);
             result.num_loss_tokens = learned.len();
             for (target, prediction) in learned.iter().zip(&predictions) {
@@ -169,7 +169,9 @@ fn predict_chunk(
             (prediction.loss, prediction.clipped) = (token_loss.loss, token_loss.clipped);
             // d logprob / d logits = onehot - softmax.
             let scale = -token_loss.d_logprob / sum;
-            row.iter_mut().for_each(|x| *x *= scale);
+            for x in row.iter_mut() {
+                *x *= scale;
+            }
             row[token] += token_loss.d_logprob;
         }
     }

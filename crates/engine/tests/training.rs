@@ -36,10 +36,10 @@ fn neither_threads_nor_recomputation_change_a_bit() {
     ] {
         // Long enough for several blocks of keys, rows and queries; more than one micro-batch.
         let config = ModelConfig {
-            max_position_embeddings: 1400,
+            max_position_embeddings: 700,
             ..config(model_type, model_type != ModelType::Llama)
         };
-        let samples = random_samples(3, &[1301, 40, 7, 300], config.vocab_size);
+        let samples = random_samples(3, &[601, 40, 7, 300], config.vocab_size);
         let with = |num_threads, recompute| {
             let options = EngineOptions { recompute, precision, ..options(num_threads) };
             run(&config, &samples, options)

@@ -68,12 +68,11 @@ impl SampleBench {
         options: &EngineOptions,
     ) -> Result<Self, TrainerError> {
         let options = EngineOptions { precision: row.precision, ..options.clone() };
-        let engine = match dir {
-            Some(dir) => Engine::load(dir, options)?,
-            None => {
-                let config = shape(row.shape, MAX_TOKENS).map_err(TrainerError::BadInput)?;
-                Engine::new(config, 0, options)?
-            }
+        let engine = if let Some(dir) = dir {
+            Engine::load(dir, options)?
+        } else {
+            let config = shape(row.shape, MAX_TOKENS).map_err(TrainerError::BadInput)?;
+            Engine::new(config, 0, options)?
         };
         let vocab_size = engine.trainer.config().vocab_size as u32;
         Ok(Self { row: row.clone(), sampler: engine.sampler(), vocab_size, rounds: 0 })

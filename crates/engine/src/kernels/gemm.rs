@@ -94,9 +94,14 @@ impl PackedMatrix {
             let halves = k.div_ceil(2);
             for (i, rows) in weight.chunks(2 * n).enumerate() {
                 let (even, odd) = rows.split_at(n);
-                for j in 0..n {
-                    let odd = odd.get(j).copied().unwrap_or(0.0);
-                    self.pairs[(j / PANEL * halves + i) * PANEL + j % PANEL] = pair(even[j], odd);
+                for (p, even) in even.chunks(PANEL).enumerate() {
+                    let to = &mut self.pairs[(p * halves + i) * PANEL..][..even.len()];
+                    // A last row by itself has zeros beside it.
+                    let odd = odd.get(p * PANEL..).unwrap_or_default();
+                    let odd = odd.iter().copied().chain(std::iter::repeat(0.0));
+                    for ((to, even), odd) in to.iter_mut().zip(even).zip(odd) {
+                        *to = pair(*even, odd);
+                    }
                 }
             }
             return;

@@ -134,7 +134,7 @@ pub(crate) fn add_outer(blocks: &[(&Strips, &Strips)], first: usize, c: &mut [f3
     for (a, b) in blocks {
         let (m, n) = (c.len() / b.columns, b.columns);
         assert!(a.rows == b.rows && a.precision == b.precision, "operands of one block");
-        assert!(first % TILE_ROWS == 0 && first + m <= a.columns, "whole strips");
+        assert!(first.is_multiple_of(TILE_ROWS) && first + m <= a.columns, "whole strips");
         for row in (0..m).step_by(TILE_ROWS) {
             let rows = TILE_ROWS.min(m - row);
             let c = &mut c[row * n..][..rows * n];
