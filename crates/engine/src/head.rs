@@ -103,7 +103,8 @@ impl Workspace {
         d_normed.resize(normed.len(), 0.0);
         let mut predictions = vec![Prediction::default(); learned.len()];
         let num_chunks = learned.len().div_ceil(LOGIT_ROWS).next_multiple_of(team.size());
-        let chunk = learned.len().div_ceil(num_chunks.max(1)).max(1);
+        // Even, so that the same rows make pairs whatever the number of threads.
+        let chunk = learned.len().div_ceil(num_chunks.max(1)).next_multiple_of(2).max(2);
         let together =
             (LOGIT_BYTES / (4 * chunk * vocab)).next_multiple_of(team.size()).max(team.size());
         head.operands.resize_with(together.min(num_chunks), Default::default);
