@@ -8,6 +8,10 @@ use crate::weights::Weights;
 /// Least number of tokens that are worth another thread.
 const MIN_SHARD_TOKENS: usize = 4;
 
+/// A model with more parameters does not stay in a core's cache: rather than each thread reading
+/// all weights for some of the sequences, all threads read some of the weights for all sequences.
+const MAX_NARROW_PARAMETERS: usize = 1 << 23;
+
 /// What one thread computes of a step.
 #[derive(Default)]
 struct Shard<'a> {
@@ -35,13 +39,19 @@ pub(crate) fn step(
     workspaces: &mut [DecodeWorkspace],
     runs: Vec<&mut Run>,
 ) -> Vec<StepResult> {
+    if weights.model.layout.total > MAX_NARROW_PARAMETERS
+        && let Some(workspace) = workspaces.first_mut()
+    {
+        let mut runs = runs;
+        return workspace.step(weights, &mut runs, true);
+    }
     let num_runs = runs.len();
     let mut shards = share_out(runs, workspaces.len());
     let mut jobs = workspaces.iter_mut().zip(&mut shards);
     let own = jobs.next();
     let work = |(workspace, shard): (&mut DecodeWorkspace, &mut Shard)| {
         if !shard.runs.is_empty() {
-            shard.results = workspace.step(weights, &mut shard.runs);
+            shard.results = workspace.step(weights, &mut shard.runs, false);
         }
     };
     rayon::scope(|scope| {

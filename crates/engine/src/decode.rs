@@ -6,8 +6,11 @@ use std::ops::Range;
 use rand_chacha::ChaCha8Rng;
 
 use crate::attention::{StripScratch, attend, fit};
+use crate::config::ModelConfig;
 use crate::draw::{Drawn, draw, score};
-use crate::forward::{LayerState, embed, final_norm, finish_layer, logits, project_qkv};
+use crate::forward::{LayerState, Matmul, embed, final_norm, finish_layer, logits, project_qkv};
+use crate::kernels::gemm::matmul;
+use crate::kernels::skinny::matmul_wide;
 use crate::kv_cache::{CachedSequence, PageShape};
 use crate::weights::Weights;
 
@@ -66,13 +69,23 @@ pub(crate) struct DecodeWorkspace {
     logits: Vec<f32>,
     /// Weights of one row of logits.
     weights: Vec<f32>,
-    scratch: StripScratch,
+    /// One for each thread that shares a step.
+    scratch: Vec<StripScratch>,
 }
 
 impl DecodeWorkspace {
     /// Computes every run's `count` tokens; a run that reaches the end of its tokens draws the
-    /// next. The results are in the order of the runs.
-    pub(crate) fn step(&mut self, weights: &Weights, runs: &mut [&mut Run]) -> Vec<StepResult> {
+    /// next. The results are in the order of the runs. On one thread, or `wide`: on all threads of
+    /// the caller's rayon pool.
+    pub(crate) fn step(
+        &mut self,
+        weights: &Weights,
+        runs: &mut [&mut Run],
+        wide: bool,
+    ) -> Vec<StepResult> {
+        let (matmul, num_shares): (Matmul, _) =
+            if wide { (matmul_wide, rayon::current_num_threads()) } else { (matmul, 1) };
+        self.scratch.resize_with(num_shares.max(self.scratch.len()), StripScratch::default);
         let model = &*weights.model;
         let config = &model.config;
         let shape = PageShape::new(config);
@@ -94,38 +107,32 @@ impl DecodeWorkspace {
         for layer in 0..config.num_hidden_layers {
             let state = &mut self.state;
             state.input.copy_from_slice(stream);
-            project_qkv(weights, layer, &self.positions, state);
+            project_qkv(weights, layer, &self.positions, state, matmul);
             let mut row = 0;
             for run in runs.iter_mut() {
                 let first = run.cache.tokens.len();
-                let qkv = &state.qkv[row * width..(row + run.count) * width];
-                for (i, token_row) in qkv.chunks_exact(width).enumerate() {
+                let new = &state.qkv[row * width..(row + run.count) * width];
+                for (i, token_row) in new.chunks_exact(width).enumerate() {
                     let (k, v) = token_row[queries..].split_at(keys);
                     run.cache.write(shape, layer, first + i, k, v);
                 }
-                let out = &mut state.attended[row * queries..(row + run.count) * queries];
-                let shape_of_head = config.head_shape();
-                for kv_head in 0..config.num_key_value_heads {
-                    let at = kv_head * shape_of_head.width();
-                    attend(
-                        shape_of_head,
-                        &run.cache.head(shape, layer, kv_head),
-                        (&qkv[at..], width),
-                        (first, run.count),
-                        (&mut out[at..], queries),
-                        |_, _, _| {},
-                        &mut self.scratch,
-                    );
-                }
                 row += run.count;
             }
-            finish_layer(weights, layer, state, stream);
+            let mut parts = attention_parts(config, runs, &state.qkv, &mut state.attended);
+            attend_parts(config, layer, &mut parts, &mut self.scratch[..num_shares]);
+            finish_layer(weights, layer, state, stream, matmul);
         }
-        self.finish(weights, runs, rows)
+        self.finish(weights, runs, rows, matmul)
     }
 
     /// Norms the rows whose logits are needed and turns them into results, a block at a time.
-    fn finish(&mut self, weights: &Weights, runs: &mut [&mut Run], rows: usize) -> Vec<StepResult> {
+    fn finish(
+        &mut self,
+        weights: &Weights,
+        runs: &mut [&mut Run],
+        rows: usize,
+        matmul: Matmul,
+    ) -> Vec<StepResult> {
         let config = &weights.model.config;
         let hidden = config.hidden_size;
         let stream = &self.stream[..rows * hidden];
@@ -146,7 +153,7 @@ impl DecodeWorkspace {
         let mut results: Vec<StepResult> = runs.iter().map(|_| StepResult::default()).collect();
         let block = (MAX_LOGITS / config.vocab_size).max(1);
         for (wanted, normed) in wanted.chunks(block).zip(normed.chunks(block * hidden)) {
-            let logits = logits(weights, normed, &mut self.logits);
+            let logits = logits(weights, normed, &mut self.logits, matmul);
             for ((index, token), row) in wanted.iter().zip(logits.chunks_exact(config.vocab_size)) {
                 let (run, result) = (&mut runs[*index], &mut results[*index]);
                 if let Some(token) = token {
@@ -162,5 +169,111 @@ impl DecodeWorkspace {
             run.cache.tokens.extend_from_slice(&run.tokens[start..start + run.count]);
         }
         results
+    }
+}
+
+/// Most queries of a part of attention.
+const PART_QUERIES: usize = 32;
+
+/// Least work, in query positions times key positions, that is worth another thread.
+const MIN_SHARE_WORK: usize = 512;
+
+/// Some neighbouring queries of one run, and where their results go.
+struct AttentionPart<'a> {
+    cache: &'a CachedSequence,
+    /// Position of the first query.
+    first: usize,
+    count: usize,
+    qkv: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl AttentionPart<'_> {
+    fn work(&self) -> usize {
+        self.count * (self.first + self.count)
+    }
+}
+
+/// Cuts the attention of all runs into parts. Their keys and values are written.
+fn attention_parts<'a>(
+    config: &ModelConfig,
+    runs: &'a [&mut Run],
+    mut qkv: &'a [f32],
+    mut out: &'a mut [f32],
+) -> Vec<AttentionPart<'a>> {
+    let (width, queries) = (config.qkv_width(), config.query_width());
+    let mut parts = Vec::new();
+    for run in runs {
+        let start = run.cache.tokens.len();
+        for offset in (0..run.count).step_by(PART_QUERIES) {
+            let count = PART_QUERIES.min(run.count - offset);
+            let (part_qkv, rest_qkv) = qkv.split_at(count * width);
+            let (part_out, rest_out) = out.split_at_mut(count * queries);
+            (qkv, out) = (rest_qkv, rest_out);
+            let first = start + offset;
+            parts.push(AttentionPart {
+                cache: &run.cache,
+                first,
+                count,
+                qkv: part_qkv,
+                out: part_out,
+            });
+        }
+    }
+    parts
+}
+
+/// Computes all parts, in shares of about equal work, one for each scratch at most.
+fn attend_parts(
+    config: &ModelConfig,
+    layer: usize,
+    parts: &mut [AttentionPart],
+    scratch: &mut [StripScratch],
+) {
+    let total: usize = parts.iter().map(AttentionPart::work).sum();
+    let num_shares = (total / MIN_SHARE_WORK).clamp(1, scratch.len());
+    let mut rest = parts;
+    rayon::in_place_scope(|scope| {
+        for (share, scratch) in scratch[..num_shares].iter_mut().enumerate() {
+            let mut work = 0;
+            let is_last = share + 1 == num_shares;
+            let end = rest.iter().position(|part| {
+                let full = work >= total.div_ceil(num_shares);
+                work += part.work();
+                full
+            });
+            let len = end.filter(|_| !is_last).unwrap_or(rest.len());
+            let (own, others) = std::mem::take(&mut rest).split_at_mut(len);
+            rest = others;
+            let mut job =
+                move || own.iter_mut().for_each(|p| attend_part(config, layer, p, scratch));
+            if is_last {
+                job();
+            } else {
+                scope.spawn(move |_| job());
+            }
+        }
+    });
+}
+
+fn attend_part(
+    config: &ModelConfig,
+    layer: usize,
+    part: &mut AttentionPart,
+    scratch: &mut StripScratch,
+) {
+    let (width, queries) = (config.qkv_width(), config.query_width());
+    let (shape, head) = (PageShape::new(config), config.head_shape());
+    for kv_head in 0..config.num_key_value_heads {
+        let at = kv_head * head.width();
+        attend(
+            head,
+            &part.cache.head(shape, layer, kv_head),
+            (&part.qkv[at..], width),
+            (part.first, part.count),
+            (&mut part.out[at..], queries),
+            |_, _, _| {},
+            scratch,
+        );
     }
 }

@@ -5,10 +5,14 @@
 //! Shape legend: `t` rows, `h` hidden, `q` all query heads, `f` intermediate, `v` vocabulary.
 
 use crate::attention::fit;
-use crate::kernels::gemm::{Into, Precision, matmul};
+use crate::kernels::gemm::{Into, PackedMatrix, Precision};
 use crate::kernels::{bf16, math, vectorized};
 use crate::rope::Rope;
 use crate::weights::{Model, Weights};
+
+/// How products are computed: [`matmul`](crate::kernels::gemm::matmul), or a form of it with the
+/// same bits.
+pub(crate) type Matmul = fn(&[f32], &PackedMatrix, &mut [f32], Into);
 
 /// What a layer computes of the rows of a sampling step.
 #[derive(Debug, Default)]
@@ -95,6 +99,7 @@ pub(crate) fn project_qkv(
     layer: usize,
     positions: &[u32],
     state: &mut LayerState,
+    matmul: Matmul,
 ) {
     let to = QkvRows {
         input_inv_rms: &mut state.input_inv_rms,
@@ -104,7 +109,7 @@ pub(crate) fn project_qkv(
         k_inv_rms: &mut state.k_inv_rms,
         qkv: &mut state.qkv,
     };
-    project_rows(weights, layer, positions, &state.input, to);
+    project_rows(weights, layer, positions, &state.input, to, matmul);
 }
 
 /// From rows of the residual stream to queries, keys and values.
@@ -114,6 +119,7 @@ pub(crate) fn project_rows(
     positions: &[u32],
     input: &[f32],
     to: QkvRows,
+    matmul: Matmul,
 ) {
     let Model { config, layout, rope } = &*weights.model;
     let ranges = &layout.layers[layer];
@@ -198,6 +204,7 @@ pub(crate) fn finish_layer(
     layer: usize,
     state: &mut LayerState,
     out: &mut [f32],
+    matmul: Matmul,
 ) {
     let mut to = FinishRows {
         middle: &mut state.middle,
@@ -206,7 +213,7 @@ pub(crate) fn finish_layer(
         gate_up: &mut state.gate_up,
         hidden: &mut state.hidden,
     };
-    finish_rows(weights, layer, &state.input, &state.attended, &mut to, out);
+    finish_rows(weights, layer, &state.input, &state.attended, &mut to, out, matmul);
 }
 
 /// From rows of the residual stream and what attention made of them to the stream after the layer.
@@ -217,8 +224,9 @@ pub(crate) fn finish_rows(
     attended: &[f32],
     to: &mut FinishRows,
     out: &mut [f32],
+    matmul: Matmul,
 ) {
-    gate_rows(weights, layer, input, attended, to);
+    gate_rows(weights, layer, input, attended, to, matmul);
     math::swiglu(to.gate_up, weights.model.config.intermediate_size, to.hidden);
     out.copy_from_slice(to.middle);
     matmul(to.hidden, &weights.layers[layer].down, out, Into::Add);
@@ -231,6 +239,7 @@ pub(crate) fn gate_rows(
     input: &[f32],
     attended: &[f32],
     to: &mut FinishRows,
+    matmul: Matmul,
 ) {
     let Model { config, layout, .. } = &*weights.model;
     let packed = &weights.layers[layer];
@@ -253,6 +262,7 @@ pub(crate) fn logits<'a>(
     weights: &Weights,
     normed: &[f32],
     buffer: &'a mut Vec<f32>,
+    matmul: Matmul,
 ) -> &'a mut [f32] {
     let config = &weights.model.config;
     let rows = normed.len() / config.hidden_size;

@@ -156,7 +156,7 @@ fn predict_chunk(
     for (row, target) in rows.chunks_exact_mut(hidden).zip(targets) {
         row.copy_from_slice(&normed[target.row * hidden..][..hidden]);
     }
-    let logits = crate::forward::logits(weights, rows, logits);
+    let logits = crate::forward::logits(weights, rows, logits, matmul);
     for ((target, prediction), row) in
         targets.iter().zip(predictions).zip(logits.chunks_exact_mut(vocab))
     {

@@ -15,6 +15,7 @@ use crate::forward::{
     FinishRows, QkvRows, embed, final_norm, finish_rows, gate_rows, project_rows,
 };
 use crate::head::HeadBuffers;
+use crate::kernels::gemm::matmul;
 use crate::team::{RowsMut, Team};
 use crate::weights::{BackwardWeights, Weights};
 
@@ -288,7 +289,7 @@ impl Workspace {
                 qkv: rows.qkv,
             };
             let input = &input[chunk.start * hidden..chunk.end * hidden];
-            project_rows(weights, layer, &plan.positions[chunk.clone()], input, to);
+            project_rows(weights, layer, &plan.positions[chunk.clone()], input, to, matmul);
         });
     }
 
@@ -359,7 +360,7 @@ impl Workspace {
                 hidden: fit(&mut scratch.c, chunk.len() * ffn),
             };
             let input = &kept.input[chunk.start * hidden..chunk.end * hidden];
-            finish_rows(weights, layer, input, attended, &mut to, out);
+            finish_rows(weights, layer, input, attended, &mut to, out, matmul);
         });
     }
 
@@ -384,7 +385,7 @@ impl Workspace {
                 hidden: &mut [],
             };
             let input = &kept.input[chunk.start * hidden..chunk.end * hidden];
-            gate_rows(weights, layer, input, attended, &mut to);
+            gate_rows(weights, layer, input, attended, &mut to, matmul);
         });
     }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use common::{bits, config, options, random_tokens, request, sample};
 use patchwright_core::{Completion, FinishReason, SampleRequest, Sampler, SamplerError, Trainer};
 use patchwright_engine::{
-    EmbeddedSampler, Engine, EngineOptions, ModelConfig, ModelType, WeightSwap,
+    EmbeddedSampler, Engine, EngineOptions, ModelConfig, ModelType, Precision, WeightSwap,
 };
 use proptest::prelude::*;
 use rand::SeedableRng;
@@ -54,7 +54,9 @@ proptest! {
         batch in 1usize..200,
         threads in 1usize..4,
         together in 1usize..8,
+        bf16: bool,
     ) {
+        let precision = if bf16 { Precision::Bf16 } else { Precision::F32 };
         let config = config(ModelType::Qwen3, true);
         let vocab = config.vocab_size;
         let shared = random_tokens(&mut ChaCha8Rng::seed_from_u64(9), 90, vocab);
@@ -63,8 +65,10 @@ proptest! {
         let tight = EngineOptions {
             max_cached_tokens: 32 * pages,
             max_batch_tokens: batch,
+            precision,
             ..options(threads)
         };
+        let alone = EngineOptions { precision, ..options(1) };
         let engine = Engine::new(config.clone(), 4, tight).unwrap();
         let sampler = engine.sampler();
         let next = std::sync::atomic::AtomicUsize::new(0);
@@ -87,7 +91,7 @@ proptest! {
         prop_assert_eq!(results.len(), requests.len());
         prop_assert!(sampler.stats().cached_tokens_max <= 32 * pages as u64);
         for (index, completion) in results {
-            let alone = Engine::new(config.clone(), 4, options(1)).unwrap();
+            let alone = Engine::new(config.clone(), 4, alone.clone()).unwrap();
             let expected = sample(&*alone.sampler(), &requests[index]);
             assert_same(&completion, &expected, &format!("request {index}"));
         }
@@ -326,6 +330,45 @@ fn weights_are_swapped_in_flight_and_each_token_knows_its_own() {
         for (i, version) in completion.policy_versions.iter().enumerate() {
             let expected = expected[version.0 as usize % 2][request.context.len() + i];
             assert_eq!(completion.logprobs[i].to_bits(), expected.to_bits(), "token {i}");
+        }
+    }
+}
+
+#[test]
+fn a_large_model_has_the_same_bits_on_any_number_of_threads() {
+    // Large enough that threads share out columns rather than sequences.
+    let large = ModelConfig {
+        hidden_size: 256,
+        intermediate_size: 3000,
+        num_hidden_layers: 4,
+        num_attention_heads: 4,
+        head_dim: 40,
+        ..config(ModelType::Qwen3, true)
+    };
+    assert!(large.num_parameters() > 1 << 23);
+    let requests: Vec<SampleRequest> = (0..4)
+        .map(|i| {
+            let len = 3 + 17 * i as usize;
+            request(i, random_tokens(&mut ChaCha8Rng::seed_from_u64(i), len, 53), 6, i)
+        })
+        .collect();
+    for (threads, precision) in [(3, Precision::F32), (2, Precision::Bf16)] {
+        let options = EngineOptions { precision, ..options(threads) };
+        let alone = EngineOptions { num_threads: 1, ..options.clone() };
+        let mut reference = Engine::new(large.clone(), 4, alone).unwrap();
+        let engine = Engine::new(large.clone(), 4, options).unwrap();
+        let sampler = engine.sampler();
+        let completions: Vec<Completion> = std::thread::scope(|scope| {
+            let workers: Vec<_> =
+                requests.iter().map(|r| scope.spawn(|| sample(&*sampler, r))).collect();
+            workers.into_iter().map(|w| w.join().unwrap()).collect()
+        });
+        for (request, completion) in requests.iter().zip(&completions) {
+            let whole = [request.context.clone(), completion.tokens.clone()].concat();
+            let ones = vec![1.0; whole.len()];
+            let sample = patchwright_core::TrainingSample::supervised(whole, ones);
+            let expected = reference.trainer.forward(&[sample]).unwrap().remove(0);
+            assert_eq!(bits(&completion.logprobs), bits(&expected[request.context.len()..]));
         }
     }
 }

@@ -113,6 +113,11 @@ impl PackedMatrix {
         }
     }
 
+    /// `(k, n)`.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.k, self.n)
+    }
+
     fn reshape(&mut self, k: usize, n: usize) {
         match self.precision {
             Precision::F32 => self.panels.resize(padded(n) * k, 0.0),
@@ -147,18 +152,29 @@ pub(crate) enum Into {
 
 /// `C[m][n] (+)= A[m][k] · B`, all rows of `A` and `C` contiguous.
 pub(crate) fn matmul(a: &[f32], b: &PackedMatrix, c: &mut [f32], into: Into) {
+    let m = a.len().checked_div(b.k).unwrap_or(0);
+    assert_eq!(c.len(), m * b.n, "C is [m][n]");
+    matmul_part(a, b, 0, c, into);
+}
+
+/// As [`matmul`] with some columns of `B`, as many as `C` has for the rows of `A`, beginning with
+/// `first`, a multiple of 32.
+pub(crate) fn matmul_part(a: &[f32], b: &PackedMatrix, first: usize, c: &mut [f32], into: Into) {
     thread_local! {
         /// `A` in pairs.
         static PAIRS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     }
     let m = a.len().checked_div(b.k).unwrap_or(0);
+    let n = c.len().checked_div(m).unwrap_or(0);
     assert_eq!(a.len(), m * b.k, "A is [m][k]");
-    assert_eq!(c.len(), m * b.n, "C is [m][n]");
-    let (ldc, n) = (b.n, b.n);
+    assert_eq!(c.len(), m * n, "C is [m][n]");
+    assert!(first.is_multiple_of(PANEL) && first + n <= b.n, "columns of B, from a panel's first");
+    assert!(n.is_multiple_of(PANEL) || first + n == b.n, "whole panels of B");
+    let ldc = n;
     if b.precision == Precision::F32 {
         arch().dispatch(Product {
             a: View { data: a, row_stride: b.k, k_stride: 1 },
-            b: Panels { data: &b.panels, ld: PANEL, stride: b.k * PANEL },
+            b: Panels { data: &b.panels[first * b.k..], ld: PANEL, stride: b.k * PANEL },
             c,
             ldc,
             m,
@@ -174,7 +190,7 @@ pub(crate) fn matmul(a: &[f32], b: &PackedMatrix, c: &mut [f32], into: Into) {
         pair_rows(a, b.k, pairs);
         Product {
             a: View { data: pairs, row_stride: k, k_stride: 1 },
-            b: Panels { data: &b.pairs, ld: PANEL, stride: k * PANEL },
+            b: Panels { data: &b.pairs[first * k..], ld: PANEL, stride: k * PANEL },
             c,
             ldc,
             m,

@@ -51,6 +51,7 @@ pub(crate) mod bf16;
 pub(crate) mod gemm;
 pub(crate) mod math;
 pub(crate) mod outer;
+pub(crate) mod skinny;
 mod tile;
 pub(crate) mod vocabulary;
 
