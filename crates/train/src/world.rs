@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use patchwright_agent::{
-    AgentConfig, GradeCache, Grader, GraderOptions, Profile, Renderer, Tokenizer,
+    AgentConfig, ChatTemplate, GradeCache, Grader, GraderOptions, Profile, Renderer, Tokenizer,
 };
 use patchwright_core::{SamplingParams, SandboxProvider};
 use patchwright_engine::{Engine, EngineOptions};
@@ -66,7 +66,8 @@ impl World {
             TrainError::setup(tokenizer_path.display().to_string(), error.to_string())
         })?;
         engine.trainer.attach_file("tokenizer.json", tokenizer_json)?;
-        let renderer = renderer(recipe, tokenizer)?;
+        attach_text_files(&mut engine, &checkpoint)?;
+        let renderer = renderer(recipe, tokenizer, &checkpoint)?;
         let (trainer, sampler) = engine.into_parts();
         let images = Arc::new(TaskImages::default());
         let environment = AgentEnvironment {
@@ -119,6 +120,11 @@ pub fn find_checkpoint(name: &str) -> Result<PathBuf, TrainError> {
         let path = PathBuf::from(name);
         return if is_checkpoint(&path) {
             Ok(path)
+        } else if path.is_file() {
+            Err(TrainError::setup(
+                name,
+                "is a file; turn a GGUF file into a directory with `patchwright models import`",
+            ))
         } else {
             Err(TrainError::setup(name, "no checkpoint directory: it has no config.json"))
         };
@@ -152,7 +158,30 @@ fn engine_options(recipe: &Recipe) -> EngineOptions {
     }
 }
 
-fn renderer(recipe: &Recipe, tokenizer: Tokenizer) -> Result<Renderer, TrainError> {
+/// What a model's directory says of its text beside the tokenizer; later checkpoints keep it.
+const TEXT_FILES: [&str; 4] = [
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "special_tokens_map.json",
+];
+
+fn attach_text_files(engine: &mut Engine, checkpoint: &Path) -> Result<(), TrainError> {
+    for name in TEXT_FILES {
+        let path = checkpoint.join(name);
+        if path.is_file() {
+            let bytes = std::fs::read(&path).map_err(TrainError::io(&path))?;
+            engine.trainer.attach_file(name, bytes)?;
+        }
+    }
+    Ok(())
+}
+
+fn renderer(
+    recipe: &Recipe,
+    tokenizer: Tokenizer,
+    checkpoint: &Path,
+) -> Result<Renderer, TrainError> {
     let name = &recipe.agent.profile;
     let profile = Profile::resolve(name)
         .map_err(|error| TrainError::setup("agent.profile", error.to_string()))?;
@@ -162,7 +191,13 @@ fn renderer(recipe: &Recipe, tokenizer: Tokenizer) -> Result<Renderer, TrainErro
             format!("the profile {name} has no demonstration: choose another or set it to false"),
         ));
     }
-    Renderer::new(Arc::new(tokenizer), profile)
+    let template = if profile.chat_template {
+        ChatTemplate::from_dir(checkpoint)
+            .map_err(|error| TrainError::setup("agent.profile", error.to_string()))?
+    } else {
+        None
+    };
+    Renderer::with_template(Arc::new(tokenizer), profile, template)
         .map_err(|error| TrainError::setup("agent.profile", error.to_string()))
 }
 

@@ -5,6 +5,7 @@
 
 mod bench;
 mod images;
+mod models;
 mod sandbox;
 mod tasks;
 mod tasks_real;
@@ -19,6 +20,7 @@ pub use images::{
     ImagesCommand, ImagesGcArgs, ImagesListArgs, ImagesLoadArgs, ImagesPullArgs, ImagesRemoveArgs,
     StoreArgs,
 };
+pub use models::{Dtype, ModelsCommand, ModelsImportArgs, ModelsShowArgs};
 pub use sandbox::{
     SandboxArgs, SandboxCommand, SandboxListArgs, SandboxReapArgs, SandboxRunArgs, SandboxShellArgs,
 };
@@ -71,6 +73,9 @@ pub enum Command {
     /// Get and keep container images, without a daemon
     #[command(subcommand)]
     Images(ImagesCommand),
+    /// Show and import models
+    #[command(subcommand)]
+    Models(ModelsCommand),
     /// Measure this machine
     #[command(subcommand)]
     Bench(BenchCommand),

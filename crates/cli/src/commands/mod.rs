@@ -4,6 +4,7 @@ mod bench;
 mod doctor;
 mod eval;
 mod images;
+mod models;
 mod policy;
 mod pretrain;
 mod report;
@@ -39,6 +40,7 @@ pub fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Bench(BenchCommand::Sandbox(args)) => bench::sandbox(&args),
         Command::Bench(BenchCommand::Engine(args)) => bench::engine(&args),
         Command::Images(command) => images::dispatch(&command),
+        Command::Models(command) => models::dispatch(&command),
         Command::Report(args) => report::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions(&args),

@@ -4,6 +4,7 @@ mod cli;
 mod images;
 mod isolated;
 mod made_up_run;
+mod models;
 mod report;
 mod sandboxed;
 mod support;

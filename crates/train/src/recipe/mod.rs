@@ -200,7 +200,8 @@ impl Default for TasksRecipe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AgentRecipe {
-    /// Name of a shipped prompt profile (`compact`, `full`) or the path of a profile file.
+    /// Name of a shipped prompt profile (`compact`, `full`, or `chat`, which frames messages by the
+    /// model's own chat template) or the path of a profile file.
     pub profile: String,
     /// Sampling temperature of training rollouts. Training assumes samples of the full
     /// distribution, so anything but 1 is refused.
