@@ -288,6 +288,7 @@ impl Formatter for Spaced {
 }
 
 /// `tojson` as `transformers` has it: `indent` is the only option that templates use.
+#[expect(clippy::needless_pass_by_value, reason = "the signature of a filter")]
 fn to_json(value: Value, options: Kwargs) -> Result<Value, Error> {
     let bad = |error: String| Error::new(ErrorKind::BadSerialization, error);
     let indent: Option<usize> = options.get("indent")?;
@@ -344,9 +345,9 @@ mod tests {
         ] {
             assert_eq!(render(source, &plain).as_deref(), Ok(expected), "{source}");
         }
-        let now = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(86_400 * 365));
+        let now = Some(SystemTime::UNIX_EPOCH + Duration::from_hours(24 * 365));
         let variables = [("enable_thinking".to_owned(), Value::from(false))].into();
-        let options = ChatOptions { now, variables, ..ChatOptions::default() };
+        let options = ChatOptions { variables, now, ..ChatOptions::default() };
         let source = "{{ strftime_now('%d %b %Y') }}{% if enable_thinking is false %}!{% endif %}";
         assert_eq!(render(source, &options).as_deref(), Ok("01 Jan 1971!"));
     }
