@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use patchwright_core::{PolicyVersion, TrainerError};
+use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::ModelConfig;
@@ -12,7 +13,7 @@ use crate::kernels::gemm::Precision;
 use crate::kv_cache::PAGE;
 use crate::optim::Moments;
 use crate::sampler::EmbeddedSampler;
-use crate::trainer::{EmbeddedTrainer, Recompute};
+use crate::trainer::EmbeddedTrainer;
 use crate::weights::{Model, Weights};
 
 /// When the sampler takes new weights, if sequences are being drawn.
@@ -25,6 +26,20 @@ pub enum WeightSwap {
     /// Before the next token. What is in flight goes on under the new weights, on keys and values
     /// that are computed again; each token knows its version.
     InFlight,
+}
+
+/// Whether the backward pass computes the layers again instead of keeping what they computed. No
+/// result depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recompute {
+    /// Where keeping it would take more than `max_activation_bytes`.
+    #[default]
+    Auto,
+    /// Always: least memory, about a quarter more time.
+    Always,
+    /// Never.
+    Never,
 }
 
 /// Bounds on what the engine uses. No result depends on `num_threads` or `max_cached_tokens`;

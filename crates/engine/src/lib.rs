@@ -41,10 +41,10 @@ mod weights;
 
 pub use checkpoint::{ExportOptions, ModelSummary, WeightDtype};
 pub use config::{ModelConfig, ModelType};
-pub use engine::{Engine, EngineOptions, WeightSwap};
+pub use engine::{Engine, EngineOptions, Recompute, WeightSwap};
 pub use gguf::{GgufFile, GgufVocabulary};
 pub use kernels::gemm::Precision;
 pub use lora::LoraConfig;
 pub use rope::RopeScaling;
 pub use sampler::{EmbeddedSampler, SamplerStats};
-pub use trainer::{EmbeddedTrainer, Recompute};
+pub use trainer::EmbeddedTrainer;

@@ -6,8 +6,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use serde::{Deserialize, Serialize};
-
 use patchwright_core::{
     AdamParams, ForwardBackward, Objective, OptimStats, PolicyVersion, Trainer, TrainerError,
     TrainingSample,
@@ -15,7 +13,7 @@ use patchwright_core::{
 
 use crate::checkpoint::{self, Checkpoint, CheckpointRef, ExportOptions};
 use crate::config::ModelConfig;
-use crate::engine::EngineOptions;
+use crate::engine::{EngineOptions, Recompute};
 use crate::kernels::math;
 use crate::lora::Lora;
 use crate::microbatch::{Learning, MicroBatchResult, Workspace, row_floats};
@@ -36,20 +34,6 @@ const MOST_APART_PARAMETERS: usize = 1 << 24;
 
 /// Elements of the gradient that one thread adds at a time.
 const ADD_CHUNK: usize = 1 << 15;
-
-/// Whether the backward pass computes the layers again instead of keeping what they computed. No
-/// result depends on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Recompute {
-    /// Where keeping it would take more than `max_activation_bytes`.
-    #[default]
-    Auto,
-    /// Always: least memory, about a quarter more time.
-    Always,
-    /// Never.
-    Never,
-}
 
 /// Trains the embedded policy; see [`Trainer`].
 ///

@@ -47,7 +47,7 @@ fn wrong_settings_are_explained() {
         (vec!["--env", "HOME"], 2, "NAME=VALUE"),
         (vec!["--rootfs", "nowhere"], 2, "No such file"),
         (vec!["--rootfs", "/", "--image", "debian"], 2, "cannot be used with"),
-        (vec!["--disk", "1G"], 1, "memory"),
+        (vec!["--disk", "1G"], 2, "--memory 536870912 is too little"),
     ] {
         let mut all = args.clone();
         all.extend(["--", "true"]);
