@@ -2,11 +2,12 @@
 //! out; text is no matter of this crate.
 //!
 //! ```text
-//!  TrainingSample ─► trainer ─► microbatch ─┬─► forward ─► kernels
-//!                      │                    └─► attention ─► kernels
-//!                      │ publish
-//!                      ▼
-//!  SampleRequest ─► sampler ─► scheduler ─► decode ─► forward, attention, kv_cache
+//!  TrainingSample ─► trainer ─► microbatch ─┬─► forward, attention, head ─┬─► kernels
+//!                      │          (team)    └─► backward ─────────────────┤
+//!                      │ publish                                          │
+//!                      ▼                                                  │
+//!  SampleRequest ─► sampler ─► scheduler ─► batch ─► decode ─► draw ──────╯
+//!                                 └─► sequence, prefix_tree, kv_cache
 //! ```
 //! Trainer and sampler run the same kernels in the same order on every row, so their
 //! log-probabilities of the same tokens under the same weights agree to the last bit, and nothing
