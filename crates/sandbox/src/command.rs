@@ -173,10 +173,12 @@ pub fn run(helper: &Helper<'_>, command: &Command) -> Result<Ended, Refusal> {
     let limited = defence::has(Layer::WallTime);
     let deadline = Instant::now().checked_add(command.timeout).filter(|_| limited);
     let mut watch = Watch::new(helper.limits, helper.rung, helper.writable);
+    // Written to now: where the command has just filled the memory of all, a page that is first
+    // touched then is one that the kernel kills this process for.
+    let mut buffer = vec![b' '; 64 << 10];
     let mut running = start(helper, command)?;
-    let forced = running.supervise(deadline, &mut watch);
+    let forced = running.supervise(deadline, &mut watch, &mut buffer);
     running.end_all(forced.is_some());
-    let mut buffer = vec![0; 64 << 10];
     // Every writer is dead: what is in the pipes is all there will be.
     while running.stdout.drain(&mut buffer) {}
     while running.stderr.drain(&mut buffer) {}
@@ -244,8 +246,8 @@ impl Running<'_> {
         &mut self,
         deadline: Option<Instant>,
         watch: &mut Watch<'_>,
+        buffer: &mut [u8],
     ) -> Option<ExecStatus> {
-        let mut buffer = vec![0; 64 << 10];
         loop {
             let now = Instant::now();
             if deadline.is_some_and(|deadline| now >= deadline) {
@@ -255,7 +257,7 @@ impl Running<'_> {
                 return Some(status);
             }
             let until = deadline.map_or(watch.next(), |deadline| deadline.min(watch.next()));
-            self.wait(until.saturating_duration_since(now), &mut buffer);
+            self.wait(until.saturating_duration_since(now), buffer);
             if self.status.is_some() {
                 return None;
             }
@@ -466,11 +468,11 @@ fn bound(limits: &SandboxLimits, rung: LimitsRung) -> rustix::io::Result<()> {
         }
     } else {
         set(Resource::Nofile, 1024, 1024)?;
-        // PID 1 is spared when memory runs out; what it starts is not.
+        // When memory runs out PID 1 is spared, as far as the machine lets it; what it starts goes first.
         rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         let file = rustix::fs::open("/proc/self/oom_score_adj", flags, Mode::empty())?;
-        rustix::io::write(&file, b"0")?;
+        rustix::io::write(&file, b"1000")?;
     }
     Ok(())
 }
