@@ -9,6 +9,7 @@ use patchwright_core::{
     AdamParams, Objective, SampleRequest, Sampler, SamplingParams, TokenLoss, Trainer,
     TrainingSample,
 };
+use patchwright_engine::bench::cpu_seconds;
 use patchwright_engine::{EmbeddedSampler, Engine, EngineOptions, ModelConfig, ModelType};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -54,15 +55,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         sample(&sampler, vocab, concurrency);
     }
     Ok(())
-}
-
-/// CPU time of this process, in seconds: the measure that other programs disturb least.
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks =
-        after_name.split_whitespace().skip(11).take(2).filter_map(|x| x.parse::<f64>().ok());
-    ticks.sum::<f64>() / 100.0
 }
 
 fn train(engine: &mut Engine, vocab: u32) -> Result<(), Box<dyn std::error::Error>> {

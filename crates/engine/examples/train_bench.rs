@@ -12,21 +12,12 @@
 use std::io::BufRead;
 
 use patchwright_engine::bench::{
-    TrainBench, TrainRow, gemm_peak_gflops, peak_bytes, reset_peak_bytes,
+    TrainBench, TrainRow, cpu_seconds, gemm_peak_gflops, peak_bytes, reset_peak_bytes,
 };
 use patchwright_engine::{EngineOptions, Precision};
 
 /// Threads of every contender.
 const THREADS: usize = 2;
-
-/// CPU time of this process, in seconds: the measure that other programs disturb least.
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks =
-        after_name.split_whitespace().skip(11).take(2).filter_map(|x| x.parse::<f64>().ok());
-    ticks.sum::<f64>() / 100.0
-}
 
 /// One step on a single sequence of each length with the embedded model's shape: time, peak memory,
 /// and the line through the peaks.
