@@ -58,7 +58,7 @@ mod wire;
 #[doc(hidden)]
 pub use defence::{Defences, Fault, Layer};
 pub use lease::{LeaseError, Leftovers, Living, Owner, Reaped, Registry};
-pub use native::NativeSandbox;
+pub use native::{BESIDE_DISK, NativeSandbox};
 pub use plan::LimitsRung;
 pub use probe::{Feature, FeatureStatus};
 pub use provider::{NativeOptions, NativeSandboxes};

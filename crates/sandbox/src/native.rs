@@ -31,8 +31,9 @@ use crate::wire::{Kind, MAX_FRAME, Refusal, malformed, receive, send};
 pub(crate) const GRACE: Duration = Duration::from_mins(1);
 /// Longest output that is kept of one stream.
 const MAX_OUTPUT: usize = 16 << 20;
-/// Memory that must be left when the disk, which is memory too, is full.
-const BESIDE_DISK: u64 = 32 << 20;
+/// Bytes of memory that must be left when the disk, which is memory too, is full.
+pub const BESIDE_DISK: u64 = 32 << 20;
+
 /// A native sandbox.
 pub struct NativeSandbox {
     pub(crate) inner: Arc<Inner>,

@@ -4,7 +4,7 @@ use super::{EngineKind, Recipe, RecipeError, RlStageRecipe, TaskSetRecipe, TaskS
 
 /// MiB that a sandbox keeps of its memory for its own processes, beside what is written to its
 /// disk (which is held in memory too).
-const SANDBOX_BESIDE_DISK_MIB: u64 = 32;
+const SANDBOX_BESIDE_DISK_MIB: u64 = patchwright_sandbox::BESIDE_DISK >> 20;
 
 impl Recipe {
     /// Checks ranges and combinations. [`Recipe::load`] has done it already.

@@ -10,7 +10,7 @@ use patchwright_core::{
     SandboxProvider, SandboxSpec,
 };
 use patchwright_images::{Image, PullOptions};
-use patchwright_sandbox::{NativeOptions, NativeSandboxes};
+use patchwright_sandbox::{BESIDE_DISK, NativeOptions, NativeSandboxes};
 use patchwright_train::events::CancelToken;
 
 use super::write;
@@ -21,9 +21,6 @@ use crate::signals;
 
 /// Where the repository is inside.
 pub const WORKDIR: &str = "/testbed";
-
-/// Memory that a sandbox needs beside what is written in it.
-const BESIDE_DISK: u64 = 32 << 20;
 
 /// The provider, for the signal handler.
 static PROVIDER: OnceLock<NativeSandboxes> = OnceLock::new();
