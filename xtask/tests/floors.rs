@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// Who may import whom, of ours. Tests may import more (dev-dependencies are not looked at).
-const FLOORS: [(&str, &[&str]); 10] = [
+const FLOORS: [(&str, &[&str]); 14] = [
     ("patchwright-core", &[]),
     ("patchwright-algo", &["patchwright-core"]),
     ("patchwright-tasks", &["patchwright-core"]),
@@ -12,6 +12,14 @@ const FLOORS: [(&str, &[&str]); 10] = [
     ("patchwright-images", &["patchwright-core"]),
     ("patchwright-agent", &["patchwright-core"]),
     ("patchwright-engine", &["patchwright-core"]),
+    ("patchwright-formats", &["patchwright-core"]),
+    // Beside core: messages of a foreign API, which its client and our server share.
+    ("patchwright-wire", &[]),
+    ("patchwright-remote", &["patchwright-core", "patchwright-wire"]),
+    (
+        "patchwright-serve",
+        &["patchwright-core", "patchwright-wire", "patchwright-algo", "patchwright-agent"],
+    ),
     (
         "patchwright-train",
         &[
@@ -22,6 +30,8 @@ const FLOORS: [(&str, &[&str]); 10] = [
             "patchwright-images",
             "patchwright-agent",
             "patchwright-engine",
+            "patchwright-remote",
+            "patchwright-serve",
         ],
     ),
     (
@@ -34,6 +44,9 @@ const FLOORS: [(&str, &[&str]); 10] = [
             "patchwright-images",
             "patchwright-agent",
             "patchwright-engine",
+            "patchwright-remote",
+            "patchwright-serve",
+            "patchwright-formats",
             "patchwright-train",
         ],
     ),

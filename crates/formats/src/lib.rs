@@ -1,0 +1,1 @@
+//! Trajectories, samples and predictions in the formats of others, out and in.

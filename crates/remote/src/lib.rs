@@ -1,0 +1,2 @@
+//! Engines that others keep, over the wire: samplers (vLLM, SGLang, llama.cpp, OpenAI-compatible
+//! servers) and the Tinker API.
