@@ -1,2 +1,4 @@
-//! Engines that others keep, over the wire: samplers (vLLM, SGLang, llama.cpp, OpenAI-compatible
+//! Engines that others keep, over the wire: samplers (vLLM, `SGLang`, llama.cpp, OpenAI-compatible
 //! servers) and the Tinker API.
+
+pub mod http;

@@ -1,0 +1,5 @@
+//! Clients against a server of the tests that answers as real ones were recorded to, and that
+//! breaks in every way that real ones do.
+
+mod http;
+mod server;
