@@ -9,8 +9,14 @@ use std::path::Path;
 use syn::{Attribute, Expr, Fields, Item, Lit, Meta, Type};
 
 /// Where the structs and enums of recipes are.
-const SOURCES: [&str; 4] =
-    ["crates/train/src/recipe", "crates/algo/src", "crates/tasks/src", "crates/tasks/src/filter"];
+const SOURCES: [&str; 6] = [
+    "crates/engine/src",
+    "crates/engine/src/kernels",
+    "crates/algo/src",
+    "crates/tasks/src",
+    "crates/tasks/src/filter",
+    "crates/train/src/recipe",
+];
 
 /// A struct or an enum of the sources.
 enum Noun {
@@ -42,6 +48,12 @@ pub fn render(root: &Path) -> Result<String, String> {
          be set on the command line with `--set key=value`, such as `--set rl.0.lr=5e-4`. Unknown \
          keys are refused.\n",
     );
+    let (sections, keys): (Vec<&Field>, Vec<&Field>) = sections.iter().partition(|field| {
+        let ty = field.ty.strip_prefix("Vec<").and_then(|ty| ty.strip_suffix('>'));
+        matches!(nouns.get(ty.unwrap_or(&field.ty)), Some(Noun::Struct { .. }))
+    });
+    page += "\n## Before all sections\n";
+    render_keys(&mut page, &nouns, "", &keys, &defaults)?;
     for section in sections {
         render_section(&mut page, &nouns, &section.key, section, &defaults[section.key.as_str()])?;
     }
@@ -69,6 +81,22 @@ fn render_section(
     *page += &format!("\n## `{heading}`\n\n{}\n", sentence(about));
     let (tables, keys): (Vec<&Field>, Vec<&Field>) =
         fields.iter().partition(|field| matches!(nouns.get(&field.ty), Some(Noun::Struct { .. })));
+    render_keys(page, nouns, path, &keys, defaults)?;
+    for field in tables {
+        let below = format!("{path}.{}", field.key);
+        render_section(page, nouns, &below, field, &defaults[field.key.as_str()])?;
+    }
+    Ok(())
+}
+
+/// The table of a section's own keys.
+fn render_keys(
+    page: &mut String,
+    nouns: &BTreeMap<String, Noun>,
+    path: &str,
+    keys: &[&Field],
+    defaults: &toml::Value,
+) -> Result<(), String> {
     if !keys.is_empty() {
         *page += "\n| Key | Type | Default | Meaning |\n|---|---|---|---|\n";
     }
@@ -81,10 +109,6 @@ fn render_section(
         }
         let (ty, meaning) = describe(nouns, field)?;
         *page += &format!("| `{}` | {ty} | `{}` | {meaning} |\n", field.key, value(default));
-    }
-    for field in tables {
-        let below = format!("{path}.{}", field.key);
-        render_section(page, nouns, &below, field, &defaults[field.key.as_str()])?;
     }
     Ok(())
 }

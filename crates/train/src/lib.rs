@@ -56,7 +56,6 @@ pub fn train(
     cancel: &CancelToken,
 ) -> Result<Report, TrainError> {
     let start = Instant::now();
-    recipe.check_embedded()?;
     RunDir::check_free(out)?;
     let world = World::open(recipe, observer, cancel)?;
     let dir = RunDir::create(out, recipe)?;

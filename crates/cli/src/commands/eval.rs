@@ -32,7 +32,6 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode, CliError> {
         recipe.eval.pass_k = recipe.eval.pass_k.min(runs);
     }
     recipe.check()?;
-    recipe.check_embedded()?;
     // Before the task set is made, which may take a while.
     find_checkpoint(&recipe.engine.checkpoint)?;
     let progress = Arc::new(Progress::to_stderr());

@@ -35,7 +35,6 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode, CliError> {
 
 fn start(args: &TrainArgs, progress: &Arc<Progress>) -> Result<(PathBuf, Report), CliError> {
     let recipe = super::policy::load_recipe(&args.recipe, args.seed, &args.overrides)?;
-    recipe.check_embedded()?;
     // Before the task sets are made, which may take a while.
     find_checkpoint(&recipe.engine.checkpoint)?;
     let path = args.out.clone().unwrap_or_else(|| {

@@ -1,6 +1,6 @@
 //! Refuses recipes that contradict themselves or that this program cannot honour.
 
-use super::{EngineKind, Recipe, RecipeError, RlStageRecipe, TaskSetRecipe, TaskSource};
+use super::{Recipe, RecipeError, RlStageRecipe, TaskSetRecipe, TaskSource};
 
 /// MiB that a sandbox keeps of its memory for its own processes, beside what is written to its
 /// disk (which is held in memory too).
@@ -18,9 +18,7 @@ impl Recipe {
             "run.name",
             "must be a file name",
         )?;
-        check.that(!self.engine.checkpoint.is_empty(), "engine.checkpoint", "must not be empty")?;
-        check.positive(self.engine.max_batch_tokens, "engine.max_batch_tokens")?;
-        check.positive(self.engine.max_cached_tokens, "engine.max_cached_tokens")?;
+        self.check_engines(&check)?;
         self.check_tasks(&check)?;
         self.check_agent_and_eval(&check)?;
         self.check_rft(&check)?;
@@ -28,23 +26,6 @@ impl Recipe {
             self.check_stage(&check, index, stage)?;
         }
         self.check_bounds(&check)
-    }
-
-    /// Refuses to run a recipe on the embedded engine that asks for another one.
-    ///
-    /// # Errors
-    /// [`RecipeError::Refused`].
-    pub fn check_embedded(&self) -> Result<(), RecipeError> {
-        let check = Check { name: &self.run.name };
-        check.that(
-            self.engine.kind == EngineKind::Embedded,
-            "engine.kind",
-            &format!(
-                "asks for a remote engine ({}), which the embedded CPU engine cannot stand in for; \
-                 this version has no remote engine yet, use the recipe `embedded`",
-                self.engine.checkpoint
-            ),
-        )
     }
 
     fn check_tasks(&self, check: &Check) -> Result<(), RecipeError> {
@@ -81,9 +62,8 @@ impl Recipe {
             let (key, reason) = reason.split_once(": ").unwrap_or(("", &reason));
             return check.that(false, &format!("filter.{key}"), reason);
         }
-        let trains = self.rft.enabled || !self.rl.is_empty();
         check.that(
-            !trains || self.tasks.train.source != TaskSource::None,
+            !self.trains() || self.tasks.train.source != TaskSource::None,
             "tasks.train.source",
             "training needs a train set",
         )
@@ -270,12 +250,12 @@ fn check_stage_training(
 }
 
 /// The recipe's name, for errors.
-struct Check<'a> {
+pub(super) struct Check<'a> {
     name: &'a str,
 }
 
 impl Check<'_> {
-    fn that(&self, holds: bool, key: &str, reason: &str) -> Result<(), RecipeError> {
+    pub(super) fn that(&self, holds: bool, key: &str, reason: &str) -> Result<(), RecipeError> {
         if holds {
             return Ok(());
         }
@@ -286,8 +266,17 @@ impl Check<'_> {
         })
     }
 
-    fn positive(&self, value: usize, key: &str) -> Result<(), RecipeError> {
+    pub(super) fn positive(&self, value: usize, key: &str) -> Result<(), RecipeError> {
         self.that(value > 0, key, "must be above 0")
+    }
+
+    pub(super) fn url(&self, key: &str, url: &str) -> Result<(), RecipeError> {
+        let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+        self.that(
+            host.is_some_and(|host| !host.is_empty() && !host.contains(char::is_whitespace)),
+            key,
+            &format!("{url:?} is no base URL: write http://HOST:PORT or https://HOST"),
+        )
     }
 
     #[expect(clippy::too_many_arguments, reason = "the hyperparameters of one optimizer")]
@@ -359,14 +348,6 @@ mod tests {
         for part in ["sandbox.disk_mib", "32 below sandbox.memory_mib (95)"] {
             assert!(error.contains(part), "{error}");
         }
-    }
-
-    #[test]
-    fn the_reference_recipe_is_not_for_the_embedded_engine() {
-        let recipe = Recipe::load("swe-rebench", &[]).unwrap();
-        let error = recipe.check_embedded().unwrap_err().to_string();
-        assert!(error.contains("remote engine"), "{error}");
-        Recipe::load("embedded", &[]).unwrap().check_embedded().unwrap();
     }
 
     /// The numbers of the reference, section by section of the paper (arXiv 2508.03501).

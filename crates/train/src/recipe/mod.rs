@@ -5,6 +5,7 @@
 //! silent. The resolved recipe is saved with the run as `recipe.json`.
 
 mod check;
+mod engines;
 mod load;
 mod stages;
 
@@ -13,6 +14,9 @@ use patchwright_tasks::filter::FilterRecipe;
 use patchwright_tasks::issue::IssueStyle;
 use serde::{Deserialize, Serialize};
 
+pub use engines::{
+    EngineRecipe, LoraRecipe, SamplerKind, ServersRecipe, TinkerRecipe, TrainerKind,
+};
 pub use load::{BUILT_IN, RecipeError};
 pub use patchwright_algo::filter::DropOn;
 pub use patchwright_algo::reward::PenaltyOn;
@@ -23,10 +27,18 @@ pub use stages::{RftRecipe, RlStageRecipe};
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Recipe {
+    /// What learns.
+    pub trainer: TrainerKind,
+    /// What generates tokens.
+    pub sampler: SamplerKind,
     /// Name and seed.
     pub run: RunRecipe,
-    /// What generates tokens and learns.
+    /// The model, and the embedded engine.
     pub engine: EngineRecipe,
+    /// Engines that others keep, which generate.
+    pub servers: ServersRecipe,
+    /// A server that trains and generates.
+    pub tinker: TinkerRecipe,
     /// The task sets.
     pub tasks: TasksRecipe,
     /// Which tasks of a file are worth training on; `tasks filter` applies it.
@@ -58,45 +70,6 @@ pub struct RunRecipe {
 impl Default for RunRecipe {
     fn default() -> Self {
         Self { name: "embedded".into(), seed: 0 }
-    }
-}
-
-/// Which engine serves and trains the policy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EngineKind {
-    /// The CPU engine of this program.
-    Embedded,
-    /// An engine reached over the network.
-    Remote,
-}
-
-/// `[engine]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct EngineRecipe {
-    /// `embedded`, or `remote` for recipes that need a cluster's engine.
-    pub kind: EngineKind,
-    /// Checkpoint directory in Hugging Face layout, or `base` for the shipped one. For remote
-    /// engines the model's name.
-    pub checkpoint: String,
-    /// CPU threads of the engine; 0 means all cores.
-    pub num_threads: usize,
-    /// Tokens of a training micro-batch and of a sampling step at most.
-    pub max_batch_tokens: usize,
-    /// Tokens whose keys and values the sampler keeps, all trajectories together.
-    pub max_cached_tokens: usize,
-}
-
-impl Default for EngineRecipe {
-    fn default() -> Self {
-        Self {
-            kind: EngineKind::Embedded,
-            checkpoint: "base".into(),
-            num_threads: 0,
-            max_batch_tokens: 2048,
-            max_cached_tokens: 131_072,
-        }
     }
 }
 
@@ -212,6 +185,9 @@ pub struct AgentRecipe {
     pub max_format_errors: usize,
     /// Wall-clock bound on each command, in seconds.
     pub command_timeout_seconds: u64,
+    /// A program that is the agent instead of our own, with its arguments: it is started for each
+    /// rollout and speaks to the policy through the gateway. Empty means our own agent.
+    pub foreign_command: Vec<String>,
 }
 
 impl Default for AgentRecipe {
@@ -222,6 +198,7 @@ impl Default for AgentRecipe {
             max_tokens_per_turn: 64,
             max_format_errors: 3,
             command_timeout_seconds: 10,
+            foreign_command: Vec::new(),
         }
     }
 }

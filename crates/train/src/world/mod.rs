@@ -1,6 +1,5 @@
 //! Opens what a recipe names: policy, tokenizer, sandboxes, task sets.
 
-use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +8,6 @@ use patchwright_agent::{
     AgentConfig, ChatTemplate, GradeCache, Grader, GraderOptions, Profile, Renderer, Tokenizer,
 };
 use patchwright_core::{SamplingParams, SandboxProvider};
-use patchwright_engine::{Engine, EngineOptions};
 use patchwright_sandbox::{NativeOptions, NativeSandboxes};
 
 use crate::agent_environment::{AgentEnvironment, CountingProvider};
@@ -20,6 +18,10 @@ use crate::recipe::Recipe;
 use crate::run::World;
 use crate::task_sets::{TaskSets, task_sets};
 
+mod policy;
+
+pub use policy::Policy;
+
 /// Name of the shipped checkpoint in recipes.
 const BASE: &str = "base";
 
@@ -27,7 +29,7 @@ const BASE: &str = "base";
 const NUM_CACHED_GRADES: usize = 100_000;
 
 impl World {
-    /// Opens everything that a recipe for the embedded engine needs. Task sets are made on first
+    /// Opens everything that a recipe needs. Task sets are made on first
     /// use. `observer` hears what is being done.
     ///
     /// # Errors
@@ -38,7 +40,6 @@ impl World {
         observer: &dyn Observer,
         cancel: &CancelToken,
     ) -> Result<Self, TrainError> {
-        recipe.check_embedded()?;
         let provider = open_provider(recipe)?;
         let sets = task_sets(&recipe.tasks, provider.as_ref(), observer, cancel)?;
         let world = Self::with_tasks(recipe, provider, sets, observer)?;
@@ -55,20 +56,10 @@ impl World {
         sets: TaskSets,
         observer: &dyn Observer,
     ) -> Result<Self, TrainError> {
-        recipe.check_embedded()?;
         let checkpoint = find_checkpoint(&recipe.engine.checkpoint)?;
         observer.event(&RunEvent::Notice(format!("policy: {}", checkpoint.display())));
-        let mut engine = Engine::load(&checkpoint, engine_options(recipe))?;
-        let tokenizer_path = checkpoint.join("tokenizer.json");
-        let tokenizer_json =
-            std::fs::read(&tokenizer_path).map_err(TrainError::io(&tokenizer_path))?;
-        let tokenizer = Tokenizer::from_bytes(&tokenizer_json).map_err(|error| {
-            TrainError::setup(tokenizer_path.display().to_string(), error.to_string())
-        })?;
-        engine.trainer.attach_file("tokenizer.json", tokenizer_json)?;
-        attach_text_files(&mut engine, &checkpoint)?;
-        let renderer = renderer(recipe, tokenizer, &checkpoint)?;
-        let (trainer, sampler) = engine.into_parts();
+        let renderer = renderer(recipe, tokenizer(&checkpoint)?, &checkpoint)?;
+        let Policy { trainer, sampler } = Policy::open(recipe, &checkpoint)?;
         let images = Arc::new(TaskImages::default());
         let environment = AgentEnvironment {
             limits: recipe.sandbox.limits(),
@@ -84,7 +75,7 @@ impl World {
             evaluation_sets: sets.evaluation_sets,
             environment: Arc::new(environment),
             sampler,
-            trainer: Box::new(trainer),
+            trainer,
         })
     }
 }
@@ -115,7 +106,9 @@ pub fn open_provider(recipe: &Recipe) -> Result<Arc<CountingProvider>, TrainErro
 /// # Errors
 /// [`TrainError::Setup`] when there is none.
 pub fn find_checkpoint(name: &str) -> Result<PathBuf, TrainError> {
-    let is_checkpoint = |dir: &PathBuf| dir.join("config.json").is_file();
+    let is_checkpoint = |dir: &PathBuf| {
+        ["config.json", "tokenizer.json"].iter().any(|name| dir.join(name).is_file())
+    };
     if name != BASE {
         let path = PathBuf::from(name);
         return if is_checkpoint(&path) {
@@ -126,7 +119,10 @@ pub fn find_checkpoint(name: &str) -> Result<PathBuf, TrainError> {
                 "is a file; turn a GGUF file into a directory with `patchwright models import`",
             ))
         } else {
-            Err(TrainError::setup(name, "no checkpoint directory: it has no config.json"))
+            Err(TrainError::setup(
+                name,
+                "no checkpoint directory: it has neither config.json nor tokenizer.json",
+            ))
         };
     }
     let program = std::env::current_exe().unwrap_or_default();
@@ -145,36 +141,11 @@ pub fn find_checkpoint(name: &str) -> Result<PathBuf, TrainError> {
         })
 }
 
-fn engine_options(recipe: &Recipe) -> EngineOptions {
-    let num_threads = match recipe.engine.num_threads {
-        0 => std::thread::available_parallelism().map_or(1, NonZero::get),
-        num_threads => num_threads,
-    };
-    EngineOptions {
-        num_threads,
-        max_batch_tokens: recipe.engine.max_batch_tokens,
-        max_cached_tokens: recipe.engine.max_cached_tokens,
-        ..EngineOptions::default()
-    }
-}
-
-/// What a model's directory says of its text beside the tokenizer; later checkpoints keep it.
-const TEXT_FILES: [&str; 4] = [
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "special_tokens_map.json",
-];
-
-fn attach_text_files(engine: &mut Engine, checkpoint: &Path) -> Result<(), TrainError> {
-    for name in TEXT_FILES {
-        let path = checkpoint.join(name);
-        if path.is_file() {
-            let bytes = std::fs::read(&path).map_err(TrainError::io(&path))?;
-            engine.trainer.attach_file(name, bytes)?;
-        }
-    }
-    Ok(())
+fn tokenizer(checkpoint: &Path) -> Result<Tokenizer, TrainError> {
+    let path = checkpoint.join("tokenizer.json");
+    let bytes = std::fs::read(&path).map_err(TrainError::io(&path))?;
+    Tokenizer::from_bytes(&bytes)
+        .map_err(|error| TrainError::setup(path.display().to_string(), error.to_string()))
 }
 
 fn renderer(
