@@ -70,6 +70,8 @@ pub struct Completion {
     /// Log-probability of each context token under the full distribution at temperature 1, given
     /// those before it; 0 for the first. As long as the context if asked for, else empty.
     pub prompt_logprobs: Vec<f32>,
+    /// Tokens of the context that the engine had computed before; 0 where it does not say.
+    pub num_cached_tokens: usize,
     /// Why it ended.
     pub finish_reason: FinishReason,
     /// The weights that drew the first token: the oldest that had a part in it.
@@ -115,6 +117,25 @@ pub trait Sampler: Send + Sync {
             return Err(SamplerError::Cancelled);
         }
         self.sample(request)
+    }
+
+    /// As [`Sampler::sample_cancellable`], and `on_token` hears each token with its log-probability
+    /// as it is drawn, from the calling thread. An engine that cannot tell them earlier tells them
+    /// all at the end.
+    ///
+    /// # Errors
+    /// Those of [`Sampler::sample_cancellable`].
+    fn sample_streaming(
+        &self,
+        request: &SampleRequest,
+        on_token: &mut dyn FnMut(u32, f32),
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<Completion, SamplerError> {
+        let completion = self.sample_cancellable(request, is_cancelled)?;
+        for (token, logprob) in completion.tokens.iter().zip(&completion.logprobs) {
+            on_token(*token, *logprob);
+        }
+        Ok(completion)
     }
 
     /// The trajectory is over: its cache may go.

@@ -4,14 +4,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use patchwright_core::{Completion, PolicyVersion, SampleRequest, Sampler, SamplerError};
 
 use crate::engine::EngineOptions;
 use crate::kv_cache::PAGE;
 use crate::scheduler::{Command, Scheduler};
-use crate::sequence::TokenBytes;
+use crate::sequence::{Listener, TokenBytes};
 use crate::weights::{Model, Weights};
 
 /// How often a waiting caller asks whether its request is cancelled.
@@ -170,11 +170,15 @@ impl EmbeddedSampler {
     }
 
     /// Hands a valid request over; the answer will come.
-    fn send(&self, request: &SampleRequest) -> Result<(u64, Answer), SamplerError> {
+    fn send(
+        &self,
+        request: &SampleRequest,
+        listener: Option<Listener>,
+    ) -> Result<(u64, Answer), SamplerError> {
         self.check(request)?;
         let (reply, wait) = sync_channel(1);
         let ticket = self.num_tickets.fetch_add(1, Ordering::Relaxed);
-        let command = Command::Sample { ticket, request: request.clone(), reply };
+        let command = Command::Sample { ticket, request: request.clone(), reply, listener };
         self.commands.send(command).map_err(|_| ended())?;
         Ok((ticket, wait))
     }
@@ -224,7 +228,7 @@ impl EmbeddedSampler {
 
 impl Sampler for EmbeddedSampler {
     fn sample(&self, request: &SampleRequest) -> Result<Completion, SamplerError> {
-        let (_, wait) = self.send(request)?;
+        let (_, wait) = self.send(request, None)?;
         wait.recv().map_err(|_| ended())?
     }
 
@@ -236,7 +240,7 @@ impl Sampler for EmbeddedSampler {
         if is_cancelled() {
             return Err(SamplerError::Cancelled);
         }
-        let (ticket, wait) = self.send(request)?;
+        let (ticket, wait) = self.send(request, None)?;
         loop {
             match wait.recv_timeout(CANCEL_INTERVAL) {
                 Ok(result) => return result,
@@ -247,6 +251,36 @@ impl Sampler for EmbeddedSampler {
                     return wait.recv().map_err(|_| ended())?;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    fn sample_streaming(
+        &self,
+        request: &SampleRequest,
+        on_token: &mut dyn FnMut(u32, f32),
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<Completion, SamplerError> {
+        if is_cancelled() {
+            return Err(SamplerError::Cancelled);
+        }
+        let (listener, tokens) = channel();
+        let (ticket, wait) = self.send(request, Some(listener))?;
+        let mut asked = Instant::now();
+        let mut is_withdrawn = false;
+        loop {
+            match tokens.recv_timeout(CANCEL_INTERVAL) {
+                Ok((token, logprob)) => on_token(token, logprob),
+                // The sequence is gone: it has been answered, or the thread has ended.
+                Err(RecvTimeoutError::Disconnected) => return wait.recv().map_err(|_| ended())?,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if !is_withdrawn && asked.elapsed() >= CANCEL_INTERVAL {
+                asked = Instant::now();
+                if is_cancelled() {
+                    is_withdrawn = true;
+                    self.commands.send(Command::Cancel { ticket }).map_err(|_| ended())?;
+                }
             }
         }
     }

@@ -19,7 +19,7 @@ use crate::engine::{EngineOptions, WeightSwap};
 use crate::kv_cache::{PAGE, PageAllocator, PageShape, common_prefix};
 use crate::prefix_tree::{Found, NodeId, PrefixTree};
 use crate::sampler::Counters;
-use crate::sequence::{Reply, Sequence, TokenBytes};
+use crate::sequence::{Listener, Reply, Sequence, TokenBytes};
 use crate::weights::Weights;
 
 /// A request waits for a sequence that is computing a prefix they share when that saves at least
@@ -37,7 +37,7 @@ const MAX_SESSIONS: usize = 1 << 16;
 
 /// What the face asks of the thread.
 pub(crate) enum Command {
-    Sample { ticket: u64, request: SampleRequest, reply: Reply },
+    Sample { ticket: u64, request: SampleRequest, reply: Reply, listener: Option<Listener> },
     Cancel { ticket: u64 },
     EndSession(u64),
     Publish { weights: Arc<Weights>, version: PolicyVersion, done: SyncSender<()> },
@@ -139,10 +139,10 @@ impl Scheduler {
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Sample { ticket, request, reply } => {
+            Command::Sample { ticket, request, reply, listener } => {
                 let order = self.num_arrived;
                 self.num_arrived += 1;
-                self.waiting.push_back(Sequence::new(order, ticket, request, reply));
+                self.waiting.push_back(Sequence::new(order, ticket, request, reply, listener));
             }
             Command::Cancel { ticket } => self.cancel(ticket),
             Command::EndSession(session) => {
@@ -301,6 +301,9 @@ impl Scheduler {
         };
         for (counter, number) in counters.into_iter().zip([computed, total - computed]) {
             counter.fetch_add(number as u64, Ordering::Relaxed);
+        }
+        if !sequence.was_started {
+            sequence.num_cached = computed;
         }
         sequence.was_started = true;
         let place = self.active.partition_point(|s| s.order < sequence.order);

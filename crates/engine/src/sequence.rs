@@ -1,7 +1,7 @@
 //! A request on its way: what was drawn so far, and when it ends.
 
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{Sender, SyncSender};
 
 use patchwright_core::{Completion, FinishReason, PolicyVersion, SampleRequest, SamplerError};
 use rand::SeedableRng;
@@ -14,6 +14,9 @@ use crate::prefix_tree::{Found, NodeId, PrefixTree, ROOT};
 
 /// Where the answer goes.
 pub(crate) type Reply = SyncSender<Result<Completion, SamplerError>>;
+
+/// Where tokens go as they are drawn, each with its log-probability.
+pub(crate) type Listener = Sender<(u32, f32)>;
 
 /// Bytes of each token, for stop strings.
 pub(crate) type TokenBytes = Arc<[Box<[u8]>]>;
@@ -39,11 +42,20 @@ pub(crate) struct Sequence {
     stop_tail: Vec<u8>,
     /// Where the last of the pages in the tree is, and how many there are.
     place: (NodeId, usize),
+    /// Tokens of the context that were found computed when it was first given room.
+    pub num_cached: usize,
     reply: Reply,
+    listener: Option<Listener>,
 }
 
 impl Sequence {
-    pub(crate) fn new(order: u64, ticket: u64, request: SampleRequest, reply: Reply) -> Self {
+    pub(crate) fn new(
+        order: u64,
+        ticket: u64,
+        request: SampleRequest,
+        reply: Reply,
+        listener: Option<Listener>,
+    ) -> Self {
         let run = Run {
             cache: CachedSequence::default(),
             tokens: request.context.clone(),
@@ -67,7 +79,9 @@ impl Sequence {
             prompt_logprobs,
             stop_tail: Vec::new(),
             place: (ROOT, 0),
+            num_cached: 0,
             reply,
+            listener,
         }
     }
 
@@ -164,6 +178,10 @@ impl Sequence {
         self.logprobs.push(logprob);
         self.entropies.push(entropy);
         self.policy_versions.push(version);
+        if let Some(listener) = &self.listener {
+            // Who went away hears nothing.
+            let _ = listener.send((token, logprob));
+        }
         if let Some(bytes) = bytes.filter(|_| !self.request.stop_strings.is_empty()) {
             let longest = self.request.stop_strings.iter().map(Vec::len).max().unwrap_or(0);
             let new = bytes.get(token as usize).map_or(0, |bytes| {
@@ -207,6 +225,7 @@ impl Sequence {
             logprobs: self.logprobs,
             entropies: self.entropies,
             prompt_logprobs: self.prompt_logprobs,
+            num_cached_tokens: self.num_cached,
             finish_reason,
             policy_version: self.policy_versions.first().copied().unwrap_or_default(),
             policy_versions: self.policy_versions,

@@ -1,0 +1,39 @@
+//! What was said before in a conversation, so that no text is tokenized twice: a prompt that
+//! begins with the text of an earlier prompt and its completion begins with their tokens.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use crate::text::{ModelText, Rendered};
+
+/// Conversations that are remembered; the oldest is forgotten first.
+const MAX_ENTRIES: usize = 256;
+
+/// Earlier prompts of one client with what was sampled after them.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    entries: Mutex<VecDeque<Rendered>>,
+}
+
+impl History {
+    /// Notes a completion.
+    pub(crate) fn push(&self, text: &ModelText, prompt: &Rendered, sampled: &[u32]) {
+        let marked = format!("{}{}", prompt.marked, text.marked_completion(sampled));
+        let tokens = [&prompt.tokens[..], sampled].concat();
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if entries.len() == MAX_ENTRIES {
+            entries.pop_front();
+        }
+        entries.push_back(Rendered { marked, tokens });
+    }
+
+    /// The prompt with the tokens of the longest conversation that it goes on with.
+    pub(crate) fn continued(&self, text: &ModelText, prompt: Rendered) -> Rendered {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = entries.iter().filter(|entry| prompt.marked.starts_with(&entry.marked));
+        let Some(known) = known.max_by_key(|entry| entry.marked.len()) else { return prompt };
+        let mut tokens = known.tokens.clone();
+        tokens.extend(text.encode_marked(&prompt.marked[known.marked.len()..]));
+        Rendered { marked: prompt.marked, tokens }
+    }
+}

@@ -1,0 +1,231 @@
+//! The OpenAI endpoints over the shipped base policy, by plain HTTP.
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use patchwright_core::{SampleRequest, Sampler};
+use patchwright_engine::{Engine, EngineOptions};
+use patchwright_serve::{
+    BearerToken, Guard, Metrics, ModelText, Server, ServerLimits, Work, openai,
+};
+use serde_json::{Value, json};
+use support::{call, events, post};
+
+const SECRET: &str = "a-secret-of-the-tests";
+
+struct Rig {
+    server: Server,
+    sampler: Arc<dyn Sampler>,
+    text: Arc<ModelText>,
+}
+
+fn rig(limits: ServerLimits) -> Rig {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/base");
+    let options = EngineOptions { num_threads: 1, ..EngineOptions::default() };
+    let sampler: Arc<dyn Sampler> = Engine::load(&dir, options).unwrap().sampler();
+    let text = Arc::new(ModelText::from_dir(&dir).unwrap());
+    let metrics = Arc::new(Metrics::default());
+    let token = BearerToken::new(SECRET).unwrap();
+    let served = openai::Served::new(Arc::clone(&sampler), Arc::clone(&text));
+    let models = [("base".to_owned(), served)].into();
+    let routes = openai::router(models, Work::new(limits.max_samples), Arc::clone(&metrics));
+    let router = Guard::new(Some(token.clone()), limits, metrics).protect(routes);
+    let address = "127.0.0.1:0".parse().unwrap();
+    let server = Server::start(address, Some(&token), limits, router).unwrap();
+    Rig { server, sampler, text }
+}
+
+impl Rig {
+    fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        post(self.server.address(), path, SECRET, body)
+    }
+
+    fn completion(&self, body: &Value) -> Value {
+        let (status, answer) = self.post("/v1/completions", body);
+        assert_eq!(status, 200, "{answer}");
+        answer
+    }
+}
+
+#[test]
+fn completions_are_the_engines_own() {
+    let rig = rig(ServerLimits::default());
+    let prompt = rig.text.tokenizer().encode("<|user|>f(1) returned 2<|assistant|>");
+    let request = SampleRequest {
+        session: 1,
+        context: prompt.clone(),
+        max_tokens: 24,
+        stop_tokens: rig.text.stop_tokens().to_vec(),
+        seed: 7,
+        ..SampleRequest::default()
+    };
+    let expected = rig.sampler.sample(&request).unwrap();
+    let body = json!({"model": "base", "prompt": prompt, "max_tokens": 24, "seed": 7,
+        "logprobs": 0, "return_token_ids": true, "temperature": 1.0, "top_p": 1, "top_k": -1});
+    let answer = rig.completion(&body);
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["token_ids"], json!(expected.tokens));
+    assert_eq!(choice["prompt_token_ids"], json!(prompt));
+    let logprobs: Vec<f32> =
+        serde_json::from_value(choice["logprobs"]["token_logprobs"].clone()).unwrap();
+    assert_eq!(logprobs, expected.logprobs);
+    assert_eq!(answer["usage"]["prompt_tokens"], prompt.len());
+    assert_eq!(choice["text"], rig.text.visible(&expected.tokens));
+    // The prompt is in the engine's cache by now.
+    let again = rig.completion(&body);
+    assert!(again["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap() > 0);
+    assert_eq!(again["choices"], answer["choices"]);
+    // As text, in a list, twice each.
+    let many = json!({"model": "base", "prompt": ["<|user|>f(1) returned 2<|assistant|>", "<|user|>a"],
+        "max_tokens": 24, "seed": 7, "n": 2, "return_token_ids": true});
+    let many = rig.completion(&many);
+    assert_eq!(many["choices"].as_array().unwrap().len(), 4);
+    assert_eq!(many["choices"][0]["token_ids"], json!(expected.tokens));
+    assert_ne!(many["choices"][1]["token_ids"], json!(expected.tokens));
+}
+
+#[test]
+fn a_stream_says_what_the_whole_says() {
+    let rig = rig(ServerLimits::default());
+    for (path, prompt) in [
+        ("/v1/completions", json!({"prompt": "<|user|>f(1) returned 2<|assistant|>"})),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": "f(1) returned 2"}]}),
+        ),
+    ] {
+        let mut body =
+            json!({"model": "base", "max_tokens": 40, "seed": 3, "return_token_ids": true});
+        body.as_object_mut().unwrap().extend(prompt.as_object().unwrap().clone());
+        let (status, whole) = rig.post(path, &body);
+        assert_eq!(status, 200, "{whole}");
+        body["stream"] = true.into();
+        body["stream_options"] = json!({"include_usage": true});
+        let events = events(rig.server.address(), path, SECRET, &body);
+        let (mut text, mut ids, mut finish) = (String::new(), Vec::new(), Value::Null);
+        for event in &events[..events.len() - 1] {
+            let choice = &event["choices"][0];
+            let delta = if path.contains("chat") { &choice["delta"] } else { choice };
+            let key = if path.contains("chat") { "content" } else { "text" };
+            text.push_str(delta[key].as_str().unwrap_or(""));
+            ids.extend(delta["token_ids"].as_array().into_iter().flatten().cloned());
+            if !choice["finish_reason"].is_null() {
+                finish = choice["finish_reason"].clone();
+            }
+        }
+        let choice = &whole["choices"][0];
+        let said =
+            if path.contains("chat") { &choice["message"]["content"] } else { &choice["text"] };
+        assert_eq!(*said, text);
+        assert_eq!(choice["token_ids"], json!(ids));
+        assert_eq!(choice["finish_reason"], finish);
+        assert!(events.len() > 4, "tokens come one by one: {}", events.len());
+        let usage = &events.last().unwrap()["usage"];
+        assert_eq!(usage["completion_tokens"], whole["usage"]["completion_tokens"]);
+    }
+}
+
+#[test]
+fn stop_strings_end_the_text_and_the_tokens() {
+    let rig = rig(ServerLimits::default());
+    let body = json!({"model": "base", "prompt": "<|user|>f(1) returned 2<|assistant|>",
+        "max_tokens": 40, "seed": 3, "return_token_ids": true, "temperature": 0});
+    let whole = rig.completion(&body);
+    let text = whole["choices"][0]["text"].as_str().unwrap();
+    let stop: String = text.chars().skip(4).take(3).collect();
+    let at = text.find(&stop).unwrap();
+    let mut cut = body.clone();
+    cut["stop"] = json!([stop, "never said"]);
+    let cut = rig.completion(&cut);
+    assert_eq!(cut["choices"][0]["text"], text[..at]);
+    assert_eq!(cut["choices"][0]["finish_reason"], "stop");
+    let tokens = |v: &Value| v["choices"][0]["token_ids"].as_array().unwrap().clone();
+    let (short, long) = (tokens(&cut), tokens(&whole));
+    assert!(short.len() < long.len() && long.starts_with(&short));
+}
+
+#[test]
+fn echo_scores_the_prompt() {
+    let rig = rig(ServerLimits::default());
+    let prompt = rig.text.tokenizer().encode("<|user|>f(1) returned 2");
+    let answer = rig.completion(&json!({"model": "base", "prompt": prompt, "max_tokens": 0,
+        "echo": true, "logprobs": 0}));
+    let values = answer["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap();
+    assert_eq!(values.len(), prompt.len());
+    assert!(values[0].is_null() && values[1..].iter().all(|v| v.as_f64().unwrap() <= 0.0));
+}
+
+#[test]
+fn no_knob_is_silent() {
+    let rig = rig(ServerLimits::default());
+    let chat = |extra: Value| {
+        let mut body = json!({"model": "base", "messages": [{"role": "user", "content": "a"}],
+            "max_tokens": 4});
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        rig.post("/v1/chat/completions", &body)
+    };
+    assert_eq!(chat(json!({"top_p": 1.0, "presence_penalty": 0, "user": "x", "n": 1})).0, 200);
+    for (name, value) in [
+        ("top_p", json!(0.9)),
+        ("top_k", json!(5)),
+        ("frequency_penalty", json!(0.5)),
+        ("top_logprobs", json!(3)),
+        ("logit_bias", json!({"1": 5})),
+        ("response_format", json!({"type": "json_object"})),
+        ("tool_choice", json!("required")),
+        ("temperature", json!(-1)),
+        ("n", json!(0)),
+        ("no_such_knob", json!(1)),
+        ("max_tokens", json!("many")),
+        ("messages", json!([])),
+        ("messages", json!([{"role": "user", "content": [{"type": "image_url"}]}])),
+        ("model", json!("other")),
+    ] {
+        let (status, answer) = chat(json!({name: value}));
+        assert!(status == 400 || status == 404, "{name}: {status}");
+        assert_eq!(answer["error"]["param"], name, "{answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains(name), "{answer}");
+    }
+    let (status, answer) =
+        rig.post("/v1/completions", &json!({"model": "base", "prompt": vec![1; 1024]}));
+    assert_eq!((status, &answer["error"]["code"]), (400, &json!("context_length_exceeded")));
+}
+
+#[test]
+fn strangers_and_giants_are_turned_away() {
+    let limits = ServerLimits { max_body_bytes: 2000, ..ServerLimits::default() };
+    let rig = rig(limits);
+    let address = rig.server.address();
+    let body = json!({"model": "base", "prompt": "a", "max_tokens": 1});
+    let (status, answer) = post(address, "/v1/completions", "another-secret-of-them", &body);
+    assert_eq!((status, &answer["error"]["type"]), (401, &json!("authentication_error")));
+    assert_eq!(call(address, "GET", "/metrics", "", "").0, 401);
+    assert_eq!(call(address, "GET", "/health", "", "").0, 200);
+    let (status, _) = rig.post("/v1/completions", &json!({"prompt": "a".repeat(3000)}));
+    assert_eq!(status, 413);
+    assert_eq!(rig.post("/v1/other", &json!({})).0, 404);
+    let (status, metrics) = call(address, "GET", "/metrics", SECRET, "");
+    assert_eq!(status, 200);
+    let line = r#"patchwright_http_requests_total{route="/v1/completions",status="413"} 1"#;
+    assert!(metrics.contains(line), "{metrics}");
+    assert!(!metrics.contains("/v1/other"), "{metrics}");
+}
+
+#[test]
+fn a_client_that_goes_away_frees_its_place() {
+    let limits = ServerLimits { max_samples: 1, ..ServerLimits::default() };
+    let rig = rig(limits);
+    let long = json!({"model": "base", "prompt": "<|user|>a", "max_tokens": 1000, "ignore_eos": true,
+        "n": 64});
+    let stream = support::send(rig.server.address(), "/v1/completions", SECRET, &long);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    drop(stream);
+    let short = json!({"model": "base", "prompt": "<|user|>a", "max_tokens": 1});
+    let started = std::time::Instant::now();
+    assert_eq!(rig.post("/v1/completions", &short).0, 200);
+    // 64 000 tokens take minutes; one that is withdrawn takes none.
+    assert!(started.elapsed() < std::time::Duration::from_secs(20));
+    rig.server.stop();
+}
