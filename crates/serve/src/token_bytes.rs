@@ -1,7 +1,7 @@
 //! The bytes of each token, read from a `tokenizer.json`.
 //!
 //! Only for vocabularies in which a token's bytes do not depend on its neighbours: byte-level ones
-//! (GPT-2, Llama 3, Qwen, SmolLM), and those without a decoder that changes anything. For others
+//! (GPT-2, Llama 3, Qwen, `SmolLM`), and those without a decoder that changes anything. For others
 //! (spaces implied by rules) there is no such list, and stop strings are looked for in the text.
 
 use std::collections::HashMap;

@@ -9,7 +9,7 @@ use minijinja::Value as Any;
 use serde_json::{Value, json};
 
 use super::fields::Fields;
-use super::sampling::{Generation, Sampling, generate, generate_all};
+use super::sampling::{Ask, Generation, Sampling, generate, generate_all};
 use super::stream::{Events, Growing, events};
 use super::tools::{self, ToolCall};
 use super::{Served, Shared, finish_name, logprobs, missing, now, usage};
@@ -72,33 +72,19 @@ fn take(fields: &mut Fields, served: &Served) -> Result<Asked, ApiError> {
 /// A message whose content is text, and whose tool calls have their arguments as objects, which is
 /// what templates expect.
 fn plain(index: usize, message: &Any) -> Result<Any, ApiError> {
-    let bad = |what: &str| Err(ApiError::param("messages", format!("number {index} {what}")));
+    let bad = |what: &str| ApiError::param("messages", format!("number {index} {what}"));
     let get = |name: &str| {
         let value = message.get_attr(name).unwrap_or_default();
         (!value.is_none() && !value.is_undefined()).then_some(value)
     };
     if get("role").is_none_or(|role| role.as_str().is_none()) {
-        return bad("has no role");
+        return Err(bad("has no role"));
     }
     let content = match get("content") {
         None => String::new(),
         Some(content) => match content.as_str() {
             Some(text) => text.to_owned(),
-            None => {
-                let mut text = String::new();
-                let Ok(parts) = content.try_iter() else {
-                    return bad("has a content that is no text");
-                };
-                for part in parts {
-                    match part.get_attr("text").ok().as_ref().and_then(|text| text.as_str()) {
-                        Some(part) => text.push_str(part),
-                        None => {
-                            return bad("has a part that is no text; nothing else is supported");
-                        }
-                    }
-                }
-                text
-            }
+            None => joined_parts(&content).map_err(bad)?,
         },
     };
     let mut pairs = vec![("content".to_owned(), Any::from(content))];
@@ -113,6 +99,17 @@ fn plain(index: usize, message: &Any) -> Result<Any, ApiError> {
         }
     }
     Ok(Any::from_pairs(pairs))
+}
+
+/// The text of a content in parts.
+fn joined_parts(content: &Any) -> Result<String, &'static str> {
+    let parts = content.try_iter().map_err(|_| "has a content that is no text")?;
+    let text = |part: Any| {
+        let text = part.get_attr("text").ok()?;
+        text.as_str().map(str::to_owned)
+    };
+    let other = "has a part that is no text; nothing else is supported";
+    parts.map(|part| text(part).ok_or(other)).collect()
 }
 
 fn with_arguments(calls: &Any) -> Any {
@@ -246,22 +243,14 @@ async fn stream(
                 let mut piece = Piece { asked: &asked, head, index, events: &events };
                 let mut growing = Growing::new(&asked.sampling.stop);
                 let gone = gone.or_closed(&events);
-                piece.delta(json!({"role": "assistant", "content": ""}), &[], None);
+                piece.delta(&json!({"role": "assistant", "content": ""}), &[], None);
                 let mut tell = |token, logprob| {
                     let text = growing.push(&served.text, token);
                     piece.token(&served, &text, token, logprob);
                 };
                 let prompt = &asked.prompt.tokens;
-                let generation = generate(
-                    &served,
-                    &shared,
-                    prompt,
-                    &asked.sampling,
-                    index,
-                    false,
-                    Some(&mut tell),
-                    &gone,
-                )?;
+                let ask = Ask { prompt, sampling: &asked.sampling, index, prompt_logprobs: false };
+                let generation = generate(&served, &shared, ask, Some(&mut tell), &gone)?;
                 piece.last(&mut growing, &generation);
                 Ok(generation)
             })
@@ -288,7 +277,7 @@ struct Piece<'a> {
 }
 
 impl Piece<'_> {
-    fn delta(&mut self, delta: Value, logprobs: &[Value], finish: Option<&str>) {
+    fn delta(&mut self, delta: &Value, logprobs: &[Value], finish: Option<&str>) {
         let mut choice = json!({
             "index": self.index, "delta": delta, "finish_reason": finish, "logprobs": null,
         });
@@ -314,7 +303,7 @@ impl Piece<'_> {
         if ids {
             delta["token_ids"] = json!([token]);
         }
-        self.delta(delta, &entries, None);
+        self.delta(&delta, &entries, None);
     }
 
     fn last(&mut self, growing: &mut Growing, generation: &Generation) {
@@ -334,6 +323,6 @@ impl Piece<'_> {
                 delta["content"] = rest.into();
             }
         }
-        self.delta(delta, &[], Some(finish(generation, &calls)));
+        self.delta(&delta, &[], Some(finish(generation, &calls)));
     }
 }

@@ -8,12 +8,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::fields::Fields;
-use super::sampling::{Generation, Sampling, generate, generate_all};
+use super::sampling::{Ask, Generation, Sampling, generate, generate_all};
 use super::stream::{Events, Growing, events};
 use super::{Served, Shared, finish_name, logprobs, missing, now, usage};
 use crate::error::ApiError;
 
-/// Tokens of a completion if the request does not say: OpenAI's default.
+/// Tokens of a completion if the request does not say: `OpenAI`'s default.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
 /// Prompts of one request at most.
@@ -40,13 +40,9 @@ struct Asked {
 
 fn take(fields: &mut Fields, served: &Served) -> Result<Asked, ApiError> {
     let text = &served.text;
-    let prompts: Prompts = match fields.take("prompt") {
-        Ok(prompts) => prompts.ok_or_else(|| missing("prompt"))?,
-        Err(_) => {
-            let forms = "expected a string, token ids, or a list of either";
-            return Err(ApiError::param("prompt", forms));
-        }
-    };
+    let forms = |_| ApiError::param("prompt", "expected a string, token ids, or a list of either");
+    let prompts: Option<Prompts> = fields.take("prompt").map_err(forms)?;
+    let prompts = prompts.ok_or_else(|| missing("prompt"))?;
     let encode = |prompt: &String| text.tokenizer().encode(prompt);
     let prompts: Vec<Vec<u32>> = match prompts {
         Prompts::Text(prompt) => vec![encode(&prompt)],
@@ -178,16 +174,8 @@ async fn stream(
                     let text = growing.push(&served.text, token);
                     piece.send(&events, &text, Some((token, logprob)), None);
                 };
-                let generation = generate(
-                    &served,
-                    &shared,
-                    &prompt,
-                    sampling,
-                    index,
-                    false,
-                    Some(&mut tell),
-                    &gone,
-                )?;
+                let ask = Ask { prompt: &prompt, sampling, index, prompt_logprobs: false };
+                let generation = generate(&served, &shared, ask, Some(&mut tell), &gone)?;
                 let rest = growing.finish(&generation.text);
                 piece.send(&events, &rest, None, Some(&generation));
                 Ok(generation)

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use patchwright_core::{
-    Completion, FinishReason, PolicyVersion, SampleRequest, SamplingParams, derive_seed,
-};
+use patchwright_core::{Completion, FinishReason, SampleRequest, SamplingParams, derive_seed};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -159,7 +157,6 @@ pub(crate) struct Generation {
     pub text: String,
     pub finish: FinishReason,
     pub cached: usize,
-    pub version: PolicyVersion,
 }
 
 /// Hears the tokens of a completion as they are drawn.
@@ -168,17 +165,25 @@ pub(crate) type OnToken<'a> = &'a mut dyn FnMut(u32, f32);
 /// Names of sessions: unique in the process.
 static NUM_SESSIONS: AtomicU64 = AtomicU64::new(1 << 48);
 
-/// Draws completion number `index` of a request, on the thread that calls.
+/// One completion to be drawn.
+#[derive(Clone, Copy)]
+pub(crate) struct Ask<'a> {
+    pub prompt: &'a [u32],
+    pub sampling: &'a Sampling,
+    /// Its number among the request's.
+    pub index: usize,
+    pub prompt_logprobs: bool,
+}
+
+/// Draws a completion, on the thread that calls.
 pub(crate) fn generate(
     served: &Served,
     shared: &Shared,
-    prompt: &[u32],
-    sampling: &Sampling,
-    index: usize,
-    prompt_logprobs: bool,
+    ask: Ask<'_>,
     on_token: Option<OnToken<'_>>,
     gone: &Gone,
 ) -> Result<Generation, ApiError> {
+    let Ask { prompt, sampling, index, prompt_logprobs } = ask;
     let session = served.session.unwrap_or_else(|| NUM_SESSIONS.fetch_add(1, Ordering::Relaxed));
     let max_context = served.sampler.max_context();
     let room = max_context.saturating_sub(prompt.len());
@@ -260,7 +265,6 @@ fn finish(
         text,
         finish,
         cached: completion.num_cached_tokens,
-        version: completion.policy_version,
     })
 }
 
@@ -278,7 +282,9 @@ pub(crate) async fn generate_all(
         let (sampling, work) = (sampling.clone(), shared.work.clone());
         async move {
             work.run(move |gone| {
-                generate(&served, &shared, &prompt, &sampling, index, prompt_logprobs, None, gone)
+                let (prompt, sampling) = (&prompt[..], &sampling);
+                let ask = Ask { prompt, sampling, index, prompt_logprobs };
+                generate(&served, &shared, ask, None, gone)
             })
             .await
         }

@@ -1,28 +1,29 @@
-//! The paths of the API.
+//! The paths of the API: server, sessions, models and futures here, the rest below.
 
-use std::collections::{BTreeMap, HashMap};
+mod sampling;
+mod training;
+
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::body::Bytes;
-use axum::extract::{Path, State as Shared};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::State as Shared;
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use patchwright_core::AdamParams;
-use patchwright_wire::json::{self, UntypedFuture};
-use patchwright_wire::{ForwardBackwardRequest, Limits, PROTOBUF, decompress, paths};
+use patchwright_wire::json::{self, UntypedFuture, kinds};
+use patchwright_wire::{PROTOBUF, paths};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::futures::{Begun, Futures, Outcome, Payload, Reply};
-use super::loss::{self, Batch};
 use super::models::Model;
-use super::sampling::{Plan, Samplers, Source};
-use super::weights::{Origin, Purpose, Store};
+use super::sampling::{Samplers, Source};
+use super::weights::Store;
 use super::{Backend, Learner, LoraSpec, TinkerOptions};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
@@ -182,15 +183,15 @@ pub(super) fn routes(state: State) -> Router {
         .route(paths::CREATE_MODEL, post(create_model))
         .route(paths::GET_INFO, post(get_info))
         .route(paths::UNLOAD_MODEL, post(unload_model))
-        .route(paths::FORWARD_BACKWARD, post(forward_backward))
-        .route(paths::OPTIM_STEP, post(optim_step))
-        .route(paths::SAVE_WEIGHTS, post(save_weights))
-        .route(paths::LOAD_WEIGHTS, post(load_weights))
-        .route(paths::SAVE_WEIGHTS_FOR_SAMPLER, post(save_for_sampler))
-        .route(paths::WEIGHTS_INFO, post(weights_info))
-        .route(paths::CREATE_SAMPLING_SESSION, post(create_sampling_session))
-        .route("/api/v1/samplers/{id}", get(show_sampler))
-        .route(paths::ASAMPLE, post(asample))
+        .route(paths::FORWARD_BACKWARD, post(training::forward_backward))
+        .route(paths::OPTIM_STEP, post(training::optim_step))
+        .route(paths::SAVE_WEIGHTS, post(training::save_weights))
+        .route(paths::LOAD_WEIGHTS, post(training::load_weights))
+        .route(paths::SAVE_WEIGHTS_FOR_SAMPLER, post(training::save_for_sampler))
+        .route(paths::WEIGHTS_INFO, post(training::weights_info))
+        .route(paths::CREATE_SAMPLING_SESSION, post(sampling::create_sampling_session))
+        .route("/api/v1/samplers/{id}", get(sampling::show_sampler))
+        .route(paths::ASAMPLE, post(sampling::asample))
         .route(paths::RETRIEVE_FUTURE, post(retrieve_future))
         .with_state(state)
 }
@@ -287,7 +288,7 @@ fn start_model(
         }
         let (backend, name) = (Arc::clone(&state.0.backend), base.clone());
         let answer = match &from {
-            None => to_json(json::ModelCreated { model_id: id, kind: Default::default() }),
+            None => to_json(json::ModelCreated { model_id: id, kind: kinds::CreateModel }),
             Some((path, ..)) => to_json(json::WeightsLoaded {
                 path: Some(path.clone()),
                 model_id: Some(id),
@@ -333,246 +334,7 @@ async fn unload_model(Shared(state): Shared<State>, body: Bytes) -> Answer<Untyp
     state.model(&id)?;
     state.future(format!("unload {id}"), Some(id.clone()), |reply| {
         state.tables().models.remove(&id);
-        reply.answer(to_json(json::ModelUnloaded { model_id: id, kind: Default::default() }));
-        Ok(())
-    })
-}
-
-async fn forward_backward(
-    Shared(state): Shared<State>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Answer<UntypedFuture> {
-    let is = |name, value: &str| {
-        let given = headers.get(name).and_then(|given: &header::HeaderValue| given.to_str().ok());
-        given.is_some_and(|given| given.starts_with(value))
-    };
-    if !is(header::CONTENT_TYPE, PROTOBUF) {
-        let message = format!("the body must be {PROTOBUF}; SDKs before 0.25 are not supported");
-        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        return Err(ApiError::new(status, "unsupported_media_type", message));
-    }
-    let limits = Limits::default();
-    let is_zstd = is(header::CONTENT_ENCODING, "zstd");
-    let wire = |error: patchwright_wire::WireError| ApiError::bad(error.to_string());
-    let parse = move |_: &crate::work::Gone| {
-        let body =
-            if is_zstd { decompress(&body, limits.max_body).map_err(wire)?.into() } else { body };
-        let request = ForwardBackwardRequest::decode(&body, &limits).map_err(wire)?;
-        let batch = Batch::read(&request);
-        Ok((request.model_id, request.seq_id, request.forward_only, batch))
-    };
-    let (model_id, seq_id, forward_only, batch) = state.0.work.run(parse).await?;
-    let metrics = Arc::clone(&state.0.metrics);
-    state.job(&model_id, Some(seq_id), move |learner| {
-        let batch = batch?;
-        let (logprobs, loss) = if forward_only {
-            let logprobs = learner.forward(&batch.samples)?;
-            let loss = loss::sum(&batch, &logprobs);
-            (logprobs, loss)
-        } else {
-            let done = learner.forward_backward(&batch.samples, &batch.loss)?;
-            (done.logprobs, done.loss)
-        };
-        metrics.trained(batch.num_tokens());
-        let named = [("loss:sum".to_owned(), loss)].into();
-        let encoded = loss::output(&logprobs, named).encode();
-        encoded.map(Payload::Proto).map_err(|error| ApiError::internal(error.to_string()))
-    })
-}
-
-async fn optim_step(Shared(state): Shared<State>, body: Bytes) -> Answer<UntypedFuture> {
-    let asked: json::OptimStep = read(&body)?;
-    let given = asked.adam_params;
-    let params = AdamParams {
-        lr: given.learning_rate as f32,
-        beta1: given.beta1 as f32,
-        beta2: given.beta2 as f32,
-        eps: given.eps as f32,
-        weight_decay: given.weight_decay as f32,
-        grad_clip: given.grad_clip_norm as f32,
-    };
-    state.job(&asked.model_id, asked.seq_id, move |learner| {
-        let stats = learner.optim_step(&params)?;
-        let metrics: BTreeMap<String, f64> =
-            [("grad_norm".to_owned(), f64::from(stats.grad_norm))].into();
-        to_json(json::OptimStepDone { metrics: Some(metrics) })
-    })
-}
-
-fn origin(model: &Model) -> Origin {
-    Origin {
-        base_model: model.base.clone(),
-        lora_rank: model.lora.map(|lora| lora.rank),
-        train_attn: model.lora.is_none_or(|lora| lora.train_attn),
-        train_mlp: model.lora.is_none_or(|lora| lora.train_mlp),
-    }
-}
-
-async fn save_weights(Shared(state): Shared<State>, body: Bytes) -> Answer<UntypedFuture> {
-    let asked: json::SaveWeights = read(&body)?;
-    let model = state.model(&asked.model_id)?;
-    let name = asked.path.unwrap_or_else(|| format!("state-{}", asked.seq_id.unwrap_or(0)));
-    let (path, dir) = state.0.store.place(&asked.model_id, Purpose::Training, &name)?;
-    let (origin, store) = (origin(&model), Arc::clone(&state.0.store));
-    let (overwrite, ttl) = (asked.overwrite, asked.ttl_seconds);
-    state.job(&asked.model_id, asked.seq_id, move |learner| {
-        Store::write(&dir, overwrite, &origin, |dir| Ok(learner.save_state(dir)?))?;
-        if let Some(seconds) = ttl {
-            store.expire_after(&dir, Duration::from_secs(seconds));
-        }
-        to_json(json::WeightsSaved { path, kind: Default::default() })
-    })
-}
-
-async fn load_weights(Shared(state): Shared<State>, body: Bytes) -> Answer<UntypedFuture> {
-    let asked: json::LoadWeights = read(&body)?;
-    let (dir, origin) = state.0.store.find(&asked.path)?;
-    if let (None, Some(session), Some(seq)) =
-        (&asked.model_id, &asked.session_id, asked.model_seq_id)
-    {
-        let lora = origin.lora_rank.map(|rank| LoraSpec {
-            rank,
-            seed: 0,
-            train_attn: origin.train_attn,
-            train_mlp: origin.train_mlp,
-        });
-        let model_id = format!("{session}:train:{seq}");
-        let from = Some((asked.path, dir, asked.optimizer));
-        return start_model(&state, session, model_id, origin.base_model, lora, from);
-    }
-    let Some(model_id) = asked.model_id else {
-        return Err(ApiError::param("model_id", "is missing"));
-    };
-    let model = state.model(&model_id)?;
-    if model.base != origin.base_model || model.lora.map(|lora| lora.rank) != origin.lora_rank {
-        let rank = origin.lora_rank.map_or("none".to_owned(), |rank| rank.to_string());
-        return Err(ApiError::param(
-            "path",
-            format!("is of {} with an adapter of rank {rank}, the model is not", origin.base_model),
-        ));
-    }
-    let id = model_id.clone();
-    state.job(&model_id, asked.seq_id, move |learner| {
-        learner.load_state(&dir, asked.optimizer)?;
-        to_json(json::WeightsLoaded {
-            path: Some(asked.path),
-            model_id: Some(id),
-            ..json::WeightsLoaded::default()
-        })
-    })
-}
-
-async fn save_for_sampler(Shared(state): Shared<State>, body: Bytes) -> Answer<UntypedFuture> {
-    let asked: json::SaveWeightsForSampler = read(&body)?;
-    if let Some(kind) = asked.client_kind.as_deref().filter(|kind| *kind != "snapshot") {
-        return Err(ApiError::param("kind", format!("{kind:?} is not supported, only snapshot")));
-    }
-    let model = state.model(&asked.model_id)?;
-    let session = asked.sampling_session_seq_id;
-    let name = match (&asked.path, session) {
-        (Some(name), _) => name.clone(),
-        (None, Some(session)) => format!("session-{session}"),
-        (None, None) => return Err(ApiError::param("path", "is missing")),
-    };
-    let (path, dir) = state.0.store.place(&asked.model_id, Purpose::Sampling, &name)?;
-    let (origin, shared) = (origin(&model), state.clone());
-    let (model_id, session_id) = (asked.model_id.clone(), model.session.clone());
-    state.job(&asked.model_id, asked.seq_id, move |learner| {
-        // A snapshot's name is this server's own.
-        Store::write(&dir, asked.path.is_none(), &origin, |dir| Ok(learner.export(dir)?))?;
-        if let Some(seconds) = asked.ttl_seconds {
-            shared.0.store.expire_after(&dir, Duration::from_secs(seconds));
-        }
-        let mut answer = json::WeightsSavedForSampler::default();
-        if asked.path.is_some() {
-            answer.path = Some(path);
-        } else if let Some(session) = session {
-            shared.0.store.keep_snapshot(&model_id, &dir);
-            let id = format!("{session_id}:sample:{session}");
-            let source = Source { base: origin.base_model, dir: Some(dir), path: Some(path) };
-            shared.tables().samplers.insert(id.clone(), source);
-            answer.sampling_session_id = Some(id);
-        }
-        to_json(answer)
-    })
-}
-
-async fn weights_info(Shared(state): Shared<State>, body: Bytes) -> Answer<json::WeightsInfo> {
-    let asked: json::WeightsInfoRequest = read(&body)?;
-    let (_, origin) = state.0.store.find(&asked.tinker_path)?;
-    let is_lora = origin.lora_rank.is_some();
-    Ok(Json(json::WeightsInfo {
-        base_model: origin.base_model,
-        is_lora,
-        lora_rank: origin.lora_rank.map(|rank| rank as u32),
-        train_unembed: is_lora.then_some(false),
-        train_mlp: is_lora.then_some(origin.train_mlp),
-        train_attn: is_lora.then_some(origin.train_attn),
-    }))
-}
-
-fn source(state: &State, base: Option<&str>, path: Option<&str>) -> Result<Source, ApiError> {
-    match (path, base) {
-        (Some(path), _) => {
-            let (dir, origin) = state.0.store.find(path)?;
-            let path = Some(path.to_owned());
-            Ok(Source { base: origin.base_model, dir: Some(dir), path })
-        }
-        (None, Some(base)) => {
-            state.is_base(base)?;
-            Ok(Source { base: base.to_owned(), dir: None, path: None })
-        }
-        (None, None) => Err(ApiError::param("base_model", "is missing, as is model_path")),
-    }
-}
-
-async fn create_sampling_session(
-    Shared(state): Shared<State>,
-    body: Bytes,
-) -> Answer<json::SamplingSessionCreated> {
-    let asked: json::CreateSamplingSession = read(&body)?;
-    state.is_session(&asked.session_id)?;
-    let source = source(&state, asked.base_model.as_deref(), asked.model_path.as_deref())?;
-    let id = format!("{}:sample:{}", asked.session_id, asked.sampling_session_seq_id);
-    let mut tables = state.tables();
-    if tables.samplers.len() >= state.0.options.max_futures {
-        return Err(ApiError::busy("too many sampling sessions are open"));
-    }
-    tables.samplers.insert(id.clone(), source);
-    Ok(Json(json::SamplingSessionCreated { sampling_session_id: id, kind: Default::default() }))
-}
-
-fn find_sampler(state: &State, id: &str) -> Result<Source, ApiError> {
-    let known = state.tables().samplers.get(id).cloned();
-    known.ok_or_else(|| ApiError::not_found(format!("sampling session {id:?} is not known")))
-}
-
-async fn show_sampler(Shared(state): Shared<State>, Path(id): Path<String>) -> Answer<Value> {
-    let Source { base, path, .. } = find_sampler(&state, &id)?;
-    Ok(Json(json!({"sampler_id": id, "base_model": base, "model_path": path})))
-}
-
-async fn asample(Shared(state): Shared<State>, body: Bytes) -> Answer<UntypedFuture> {
-    let asked: json::SampleRequest = read(&body)?;
-    let source = match &asked.sampling_session_id {
-        Some(id) => find_sampler(&state, id)?,
-        None => source(&state, asked.base_model.as_deref(), asked.model_path.as_deref())?,
-    };
-    let key = match (&asked.sampling_session_id, asked.seq_id) {
-        (Some(session), Some(seq)) => format!("sample {session} {seq}"),
-        _ => unique("sample"),
-    };
-    let text = state.0.samplers.text(&source.base);
-    let plan = Plan::read(asked, text.as_deref())?;
-    let shared = state.clone();
-    state.future(key, None, move |reply| {
-        tokio::spawn(async move {
-            let inner = &shared.0;
-            let samplers = Arc::clone(&inner.samplers);
-            let result = plan.run(samplers, source, &inner.work, &inner.metrics).await;
-            reply.answer(result.map(Payload::Proto));
-        });
+        reply.answer(to_json(json::ModelUnloaded { model_id: id, kind: kinds::UnloadModel }));
         Ok(())
     })
 }

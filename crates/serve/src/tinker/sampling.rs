@@ -121,7 +121,7 @@ impl Plan {
         }
         let (mut stop_tokens, mut stop_strings) = (Vec::new(), Vec::new());
         match &params.stop {
-            None => stop_tokens.extend(text.into_iter().flat_map(|t| t.stop_tokens())),
+            None => stop_tokens.extend(text.into_iter().flat_map(ModelText::stop_tokens)),
             Some(Stop::Tokens(tokens)) => stop_tokens.clone_from(tokens),
             Some(Stop::Text(stop)) => stop_strings.push(stop.as_bytes().to_vec()),
             Some(Stop::Texts(stops)) => {

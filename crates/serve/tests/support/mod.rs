@@ -56,3 +56,40 @@ pub fn events(address: SocketAddr, path: &str, token: &str, body: &Value) -> Vec
     assert_eq!(*data.last().unwrap(), "[DONE]");
     data[..data.len() - 1].iter().map(|event| serde_json::from_str(event).unwrap()).collect()
 }
+
+/// Posts bytes; the status, the head and the body.
+pub fn raw(
+    address: SocketAddr,
+    path: &str,
+    token: &str,
+    content_type: &str,
+    body: &[u8],
+) -> (u16, String, Vec<u8>) {
+    raw_with(address, path, token, content_type, "", body)
+}
+
+/// [`raw`] with more header lines.
+pub fn raw_with(
+    address: SocketAddr,
+    path: &str,
+    token: &str,
+    content_type: &str,
+    headers: &str,
+    body: &[u8],
+) -> (u16, String, Vec<u8>) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: {address}\r\nX-API-Key: {token}\r\n\
+         Content-Type: {content_type}\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(body).unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    let end = bytes.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
+    let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, head, bytes[end + 4..].to_vec())
+}
