@@ -39,6 +39,9 @@ pub struct SampleRequest {
     /// Whether [`Completion::prompt_logprobs`] are wanted. They cost the computation of the whole
     /// context, cached or not.
     pub prompt_logprobs: bool,
+    /// How many [`Completion::top_logprobs`] are wanted for each new token; an engine may give
+    /// fewer, or none at all.
+    pub num_top_logprobs: usize,
     /// How tokens are drawn.
     pub params: SamplingParams,
     /// Seed of this completion's own random stream: the result depends on it, the context and the
@@ -72,6 +75,9 @@ pub struct Completion {
     pub prompt_logprobs: Vec<f32>,
     /// Tokens of the context that the engine had computed before; 0 where it does not say.
     pub num_cached_tokens: usize,
+    /// The most likely tokens of the full distribution at temperature 1 that each new token was
+    /// drawn from, with their log-probabilities, most likely first. As long as `tokens`, or empty.
+    pub top_logprobs: Vec<Vec<(u32, f32)>>,
     /// Why it ended.
     pub finish_reason: FinishReason,
     /// The weights that drew the first token: the oldest that had a part in it.

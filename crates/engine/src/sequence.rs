@@ -226,6 +226,7 @@ impl Sequence {
             entropies: self.entropies,
             prompt_logprobs: self.prompt_logprobs,
             num_cached_tokens: self.num_cached,
+            top_logprobs: Vec::new(),
             finish_reason,
             policy_version: self.policy_versions.first().copied().unwrap_or_default(),
             policy_versions: self.policy_versions,

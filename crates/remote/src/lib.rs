@@ -2,3 +2,6 @@
 //! servers) and the Tinker API.
 
 pub mod http;
+pub mod replicas;
+pub mod sampler;
+pub mod sync;

@@ -23,6 +23,8 @@ pub enum FailureKind {
     /// A success whose body is not what was agreed on: no JSON, another shape, other tokens than
     /// asked for.
     Garbage,
+    /// Other weights answered than are to be served.
+    WrongWeights,
     /// The answer is longer than its bound. Not tried again.
     TooLarge,
     /// The request cannot be made: a bad URL or token. Not tried again.
@@ -40,7 +42,8 @@ impl FailureKind {
             | Self::Dropped
             | Self::Busy { .. }
             | Self::Server(_)
-            | Self::Garbage => true,
+            | Self::Garbage
+            | Self::WrongWeights => true,
             Self::Refused(_) | Self::TooLarge | Self::BadRequest | Self::Cancelled => false,
         }
     }

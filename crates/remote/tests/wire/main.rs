@@ -2,4 +2,7 @@
 //! breaks in every way that real ones do.
 
 mod http;
+mod replicas;
+mod samplers;
 mod server;
+mod sync;
