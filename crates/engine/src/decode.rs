@@ -245,8 +245,13 @@ fn attend_parts(
             let len = end.filter(|_| !is_last).unwrap_or(rest.len());
             let (own, others) = std::mem::take(&mut rest).split_at_mut(len);
             rest = others;
-            let mut job =
-                move || own.iter_mut().for_each(|p| attend_part(config, layer, p, scratch));
+            let mut job = move || {
+                let mut own = own.iter_mut().peekable();
+                while let Some(part) = own.next() {
+                    let next = own.peek().map(|part| part.cache);
+                    attend_part(config, layer, part, next, scratch);
+                }
+            };
             if is_last {
                 job();
             } else {
@@ -256,19 +261,26 @@ fn attend_parts(
     });
 }
 
+/// Attention of all heads; `next` is the sequence of the part to come, whose keys are fetched.
 fn attend_part(
     config: &ModelConfig,
     layer: usize,
     part: &mut AttentionPart,
+    next: Option<&CachedSequence>,
     scratch: &mut StripScratch,
 ) {
     let (width, queries) = (config.qkv_width(), config.query_width());
     let (shape, head) = (PageShape::new(config), config.head_shape());
     for kv_head in 0..config.num_key_value_heads {
         let at = kv_head * head.width();
+        let following = if kv_head + 1 < config.num_key_value_heads {
+            Some(part.cache.head(shape, layer, kv_head + 1))
+        } else {
+            next.map(|next| next.head(shape, layer, 0))
+        };
         attend(
             head,
-            &part.cache.head(shape, layer, kv_head),
+            &part.cache.head(shape, layer, kv_head).before(following),
             (&part.qkv[at..], width),
             (part.first, part.count),
             (&mut part.out[at..], queries),

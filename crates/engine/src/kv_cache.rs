@@ -5,12 +5,14 @@
 //! session are all the same thing, found through the [prefix tree](crate::prefix_tree).
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::attention::{KeyValues, write_column};
 use crate::config::ModelConfig;
-use crate::kernels::gemm::{Into, PANEL, matmul_panels, padded};
+use crate::kernels::blocks::{multiply_each, multiply_sum};
+use crate::kernels::gemm::{Into, PANEL, padded};
+use crate::kernels::vectorized;
 
 /// Positions of a page: one block of keys.
 pub(crate) const PAGE: usize = PANEL;
@@ -52,17 +54,42 @@ impl PageShape {
     }
 }
 
-/// Keys and values of 32 positions. Positions not yet written hold zeros or stale finite numbers.
+/// Bytes of pages without a user that are kept for the next: those of a few steps.
+const MAX_FREE_BYTES: usize = 64 << 20;
+
+/// What the pages of a sampler share.
+#[derive(Debug, Default)]
+struct Ledger {
+    alive: AtomicUsize,
+    /// Of pages that are gone. New memory of the system's would cost as much as a page's attention.
+    free: Mutex<Vec<Vec<f32>>>,
+}
+
+impl Ledger {
+    fn free(&self) -> MutexGuard<'_, Vec<Vec<f32>>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The contents are arbitrary finite numbers.
+    fn page(self: &Arc<Self>, len: usize) -> Page {
+        self.alive.fetch_add(1, Ordering::Relaxed);
+        let data = self.free().pop().unwrap_or_else(|| vec![0.0; len]);
+        Page { data, ledger: Arc::clone(self) }
+    }
+}
+
+/// Keys and values of 32 positions. Positions not yet written hold stale finite numbers.
 #[derive(Debug)]
 pub(crate) struct Page {
     data: Vec<f32>,
-    alive: Arc<AtomicUsize>,
+    ledger: Arc<Ledger>,
 }
 
 impl Clone for Page {
     fn clone(&self) -> Self {
-        self.alive.fetch_add(1, Ordering::Relaxed);
-        Self { data: self.data.clone(), alive: Arc::clone(&self.alive) }
+        let mut page = self.ledger.page(self.data.len());
+        page.data.copy_from_slice(&self.data);
+        page
     }
 }
 
@@ -75,7 +102,13 @@ impl Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
-        self.alive.fetch_sub(1, Ordering::Relaxed);
+        self.ledger.alive.fetch_sub(1, Ordering::Relaxed);
+        let data = std::mem::take(&mut self.data);
+        let mut free = self.ledger.free();
+        // One that a broken model filled would spoil what comes after it.
+        if (free.len() + 1) * size_of_val(&data[..]) <= MAX_FREE_BYTES && all_finite(&data) {
+            free.push(data);
+        }
     }
 }
 
@@ -83,23 +116,27 @@ impl Drop for Page {
 #[derive(Debug)]
 pub(crate) struct PageAllocator {
     pub shape: PageShape,
-    alive: Arc<AtomicUsize>,
+    ledger: Arc<Ledger>,
 }
 
 impl PageAllocator {
     pub(crate) fn new(shape: PageShape) -> Self {
-        Self { shape, alive: Arc::default() }
+        Self { shape, ledger: Arc::default() }
     }
 
     pub(crate) fn num_alive(&self) -> usize {
-        self.alive.load(Ordering::Relaxed)
+        self.ledger.alive.load(Ordering::Relaxed)
     }
 
-    /// A page of zeros.
+    /// A page that is nobody else's.
     pub(crate) fn page(&self) -> Arc<Page> {
-        self.alive.fetch_add(1, Ordering::Relaxed);
-        let data = vec![0.0; self.shape.num_bytes() / size_of::<f32>()];
-        Arc::new(Page { data, alive: Arc::clone(&self.alive) })
+        Arc::new(self.ledger.page(self.shape.num_bytes() / size_of::<f32>()))
+    }
+}
+
+vectorized! {
+    fn all_finite(values: &[f32]) -> bool {
+        values.iter().fold(true, |all, x| all & x.is_finite())
     }
 }
 
@@ -161,7 +198,7 @@ impl CachedSequence {
         layer: usize,
         kv_head: usize,
     ) -> PagedKeyValues<'_> {
-        PagedKeyValues { pages: &self.pages, shape, at: shape.head_at(layer, kv_head) }
+        PagedKeyValues { pages: &self.pages, shape, at: shape.head_at(layer, kv_head), next: None }
     }
 }
 
@@ -170,31 +207,49 @@ pub(crate) fn common_prefix(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(x, y)| x == y).count()
 }
 
+/// Blocks that are fetched ahead of the one in work: what memory needs to answer.
+const BLOCKS_AHEAD: usize = 2;
+
 /// One head of a [`CachedSequence`].
+#[derive(Clone, Copy)]
 pub(crate) struct PagedKeyValues<'a> {
     pages: &'a [Arc<Page>],
     shape: PageShape,
     at: usize,
+    /// First keys of the head that is asked for next, if that is known.
+    next: Option<&'a [f32]>,
+}
+
+impl<'a> PagedKeyValues<'a> {
+    /// The same, knowing what is asked for next.
+    pub(crate) fn before(self, next: Option<Self>) -> Self {
+        Self { next: next.and_then(|next| next.keys(0..1).next()), ..self }
+    }
+
+    fn keys(&self, pages: Range<usize>) -> impl Iterator<Item = &'a [f32]> + use<'a> {
+        let (at, len) = (self.at, self.shape.keys_len());
+        self.pages[pages].iter().map(move |page| &page.data[at..][..len])
+    }
+
+    fn values(&self, pages: Range<usize>) -> impl Iterator<Item = &'a [f32]> + use<'a> {
+        let (at, len) = (self.at + self.shape.keys_len(), self.shape.values_len());
+        self.pages[pages].iter().map(move |page| &page.data[at..][..len])
+    }
 }
 
 impl KeyValues for PagedKeyValues<'_> {
     fn scores(&self, q: &[f32], rows: usize, panels: Range<usize>, scores: &mut [f32]) {
-        let (dim, ld) = (self.shape.head_dim, panels.len() * PANEL);
-        for (panel, page) in self.pages[panels].iter().enumerate() {
-            let keys = &page.data[self.at..][..self.shape.keys_len()];
-            let to = &mut scores[panel * PANEL..];
-            matmul_panels(q, dim, (rows, dim, 1), keys, 0, to, ld, Into::Set);
-        }
+        let ld = panels.len() * PANEL;
+        let (keys, values) = (self.keys(panels.clone()), self.values(panels.clone()));
+        let ahead = self.keys(panels).skip(BLOCKS_AHEAD).chain(values);
+        multiply_each((q, rows), self.shape.head_dim, keys, ahead, (scores, ld));
     }
 
     fn mix(&self, probs: &[f32], rows: usize, panels: Range<usize>, out: &mut [f32], into: Into) {
-        let (width, ld) = (padded(self.shape.head_dim), panels.len() * PANEL);
-        for (panel, page) in self.pages[panels].iter().enumerate() {
-            let start = self.at + self.shape.keys_len();
-            let values = &page.data[start..][..self.shape.values_len()];
-            let into = if panel == 0 { into } else { Into::Add };
-            let (probs, shape) = (&probs[panel * PANEL..], (rows, PAGE, width / PANEL));
-            matmul_panels(probs, ld, shape, values, PAGE * PANEL, out, width, into);
-        }
+        let ld = panels.len() * PANEL;
+        let (num_panels, values) =
+            (padded(self.shape.head_dim) / PANEL, self.values(panels.clone()));
+        let ahead = self.values(panels).skip(BLOCKS_AHEAD).chain(self.next);
+        multiply_sum((probs, ld, rows), num_panels, values, ahead, out, into);
     }
 }

@@ -48,6 +48,7 @@ macro_rules! vectorized {
 pub(crate) use vectorized;
 
 pub(crate) mod bf16;
+pub(crate) mod blocks;
 pub(crate) mod gemm;
 pub(crate) mod math;
 pub(crate) mod outer;

@@ -52,6 +52,44 @@ pub(super) struct Operands<E> {
     pub ldc: usize,
     pub k: usize,
     pub add: bool,
+    /// What [`Ahead`] fetches while the tile is computed, as far apart as `b`.
+    pub ahead: *const E,
+}
+
+/// Whether a tile fetches [`Operands::ahead`] into the cache.
+pub(super) trait Ahead: Copy {
+    /// Asks for the cache lines of 32 columns at `at`, whether or not there is anything.
+    fn fetch<E>(at: *const E);
+}
+
+/// Operands are streams, which the machine fetches by itself.
+#[derive(Clone, Copy)]
+pub(super) struct Streams;
+
+impl Ahead for Streams {
+    #[inline(always)]
+    fn fetch<E>(_at: *const E) {}
+}
+
+/// What comes next lies elsewhere.
+#[derive(Clone, Copy)]
+pub(super) struct Elsewhere;
+
+impl Ahead for Elsewhere {
+    #[inline(always)]
+    fn fetch<E>(at: *const E) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: a prefetch has no effect that a program could see, whatever the address.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(at.cast());
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_byte_add(64).cast());
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = at;
+    }
 }
 
 impl<E: Copy> Product<'_, E> {
@@ -103,6 +141,7 @@ impl<E: Copy> Product<'_, E> {
                             ldc: if edge { PANEL } else { self.ldc },
                             k: self.k,
                             add: self.into == Into::Add,
+                            ahead: std::ptr::null(),
                         }
                     };
                     kernel.run(rows, operands);
@@ -148,7 +187,7 @@ impl<S: Simd> RowTile<f32> for SimdTile<S> {
     #[inline(always)]
     fn run(&mut self, rows: usize, operands: Operands<f32>) {
         // SAFETY: `for_each_tile` gives valid operands.
-        unsafe { row_tile(self.0, rows, operands) }
+        unsafe { row_tile::<S, Streams>(self.0, rows, operands) }
     }
 }
 
@@ -196,10 +235,10 @@ pub(super) use with_rows;
 /// # Safety
 /// `rows` rows and 32 columns of the operands must be valid.
 #[inline(always)]
-unsafe fn row_tile<S: Simd>(simd: S, rows: usize, o: Operands<f32>) {
+pub(super) unsafe fn row_tile<S: Simd, A: Ahead>(simd: S, rows: usize, o: Operands<f32>) {
     unsafe {
         if S::F32_LANES >= 16 {
-            with_rows!(rows, tile::<S>, simd, o);
+            with_rows!(rows, tile::<S, A>, simd, o);
             return;
         }
         for column in (0..PANEL).step_by(2 * S::F32_LANES) {
@@ -207,11 +246,11 @@ unsafe fn row_tile<S: Simd>(simd: S, rows: usize, o: Operands<f32>) {
             while row < rows {
                 let part = o.offset(row, column);
                 match rows - row {
-                    1 => tile::<S, 1>(simd, part),
-                    2 => tile::<S, 2>(simd, part),
-                    3 => tile::<S, 3>(simd, part),
-                    4 | 5 => tile::<S, 4>(simd, part),
-                    _ => tile::<S, 6>(simd, part),
+                    1 => tile::<S, A, 1>(simd, part),
+                    2 => tile::<S, A, 2>(simd, part),
+                    3 => tile::<S, A, 3>(simd, part),
+                    4 | 5 => tile::<S, A, 4>(simd, part),
+                    _ => tile::<S, A, 6>(simd, part),
                 }
                 row += match rows - row {
                     r @ 1..=3 => r,
@@ -228,7 +267,7 @@ unsafe fn row_tile<S: Simd>(simd: S, rows: usize, o: Operands<f32>) {
 /// # Safety
 /// `MR` rows and 2 vectors of columns of the operands must be valid.
 #[inline(always)]
-unsafe fn tile<S: Simd, const MR: usize>(simd: S, o: Operands<f32>) {
+unsafe fn tile<S: Simd, A: Ahead, const MR: usize>(simd: S, o: Operands<f32>) {
     unsafe {
         let mut acc = [[simd.splat_f32s(0.0); 2]; MR];
         if o.add {
@@ -238,8 +277,9 @@ unsafe fn tile<S: Simd, const MR: usize>(simd: S, o: Operands<f32>) {
                 }
             }
         }
-        let (mut a, mut b) = (o.a, o.b);
+        let (mut a, mut b, mut ahead) = (o.a, o.b, o.ahead);
         for _ in 0..o.k {
+            A::fetch(ahead);
             let columns = [load::<S>(b), load::<S>(b.add(S::F32_LANES))];
             for (r, row) in acc.iter_mut().enumerate() {
                 let x = simd.splat_f32s(*a.add(r * o.row_stride));
@@ -249,6 +289,7 @@ unsafe fn tile<S: Simd, const MR: usize>(simd: S, o: Operands<f32>) {
             }
             a = a.wrapping_add(o.k_stride);
             b = b.wrapping_add(o.ldb);
+            ahead = ahead.wrapping_add(o.ldb);
         }
         for (r, row) in acc.iter().enumerate() {
             for (v, value) in row.iter().enumerate() {
