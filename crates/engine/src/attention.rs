@@ -13,16 +13,17 @@
 //! Layouts: `columns` are `[panel][head_dim][32]` (for `x · Kᵀ`), `rows` are
 //! `[head_dim / 32][position][32]` (for `p · V`), padded with zeros.
 
+mod backward;
+
 use std::ops::Range;
 
-use crate::kernels::gemm::{Into, PANEL, matmul_panels, matmul_tn, padded};
-use crate::kernels::math;
+use crate::kernels::gemm::{Into, PANEL, matmul_panels, padded};
+use crate::kernels::{math, vectorized};
+
+pub(crate) use backward::{BackwardHead, BackwardScratch};
 
 /// Most query rows of a strip (the micro-kernel's tile), unless one position has more heads.
 const STRIP_ROWS: usize = 12;
-
-/// As `STRIP_ROWS`, for the backward pass, whose products sum over a strip's rows.
-const BACKWARD_ROWS: usize = 48;
 
 /// Keys whose scores exist at once. The places where the running softmax is rescaled depend on it,
 /// and so do the bits of longer sequences.
@@ -78,9 +79,9 @@ pub(crate) struct StripScratch {
 }
 
 /// The first `len` elements, growing the buffer when needed; the contents are arbitrary.
-pub(crate) fn fit(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+pub(crate) fn fit<E: Copy + Default>(buffer: &mut Vec<E>, len: usize) -> &mut [E] {
     if buffer.len() < len {
-        buffer.resize(len, 0.0);
+        buffer.resize(len, E::default());
     }
     &mut buffer[..len]
 }
@@ -140,7 +141,7 @@ fn attend_strip(
     let panels = keys / PANEL..(last / PANEL + 1).min((keys + KEY_BLOCK) / PANEL);
     let ld = panels.len() * PANEL;
     let q_rows = fit(&mut scratch.q, rows * head_dim);
-    gather_scaled(shape, (q, ldq), q_rows, shape.scale());
+    gather(shape, q, ldq, q_rows, head_dim, shape.scale());
     let scores = fit(&mut scratch.scores, rows * ld);
     kv.scores(q_rows, rows, panels.clone(), scores);
     mask(scores, ld, (first + start, keys), group);
@@ -156,24 +157,25 @@ fn attend_strip(
     }
 }
 
-/// Copies strided rows of a group of heads to one row a head, times `scale`.
-fn gather_scaled(shape: HeadShape, (from, ld): (&[f32], usize), to: &mut [f32], scale: f32) {
-    for (to, from) in to.chunks_mut(shape.width()).zip(from.chunks(ld)) {
-        for (x, y) in to.iter_mut().zip(from) {
-            *x = y * scale;
-        }
-    }
-}
-
-/// [`gather_scaled`], each head's row padded with zeros to whole panels.
-fn gather_padded(shape: HeadShape, (from, ld): (&[f32], usize), to: &mut [f32], scale: f32) {
-    let (dim, width) = (shape.head_dim, padded(shape.head_dim));
-    for (to, from) in to.chunks_mut(shape.padded_width()).zip(from.chunks(ld)) {
-        for (to, from) in to.chunks_mut(width).zip(from.chunks(dim)) {
-            for (x, y) in to.iter_mut().zip(from) {
-                *x = y * scale;
+vectorized! {
+    /// Copies rows of a group of heads, `ld` apart, to one row of `width` a head, times `scale`,
+    /// padded with zeros.
+    fn gather(
+        shape: HeadShape,
+        from: &[f32],
+        ld: usize,
+        to: &mut [f32],
+        width: usize,
+        scale: f32,
+    ) {
+        let dim = shape.head_dim;
+        for (to, from) in to.chunks_mut(shape.group * width).zip(from.chunks(ld)) {
+            for (to, from) in to.chunks_exact_mut(width).zip(from.chunks_exact(dim)) {
+                for (x, y) in to[..dim].iter_mut().zip(from) {
+                    *x = y * scale;
+                }
+                to[dim..].fill(0.0);
             }
-            to[dim..].fill(0.0);
         }
     }
 }
@@ -237,7 +239,7 @@ fn pack_columns(to: &mut Vec<f32>, dim: usize, from: &[f32], ld: usize, count: u
 }
 
 /// Writes one position into a block of columns, `[head_dim][32]`.
-pub(crate) fn write_column(block: &mut [f32], column: usize, row: &[f32]) {
+pub(crate) fn write_column<E: Copy>(block: &mut [E], column: usize, row: &[E]) {
     for (slot, value) in block[column..].iter_mut().step_by(PANEL).zip(row) {
         *slot = *value;
     }
@@ -255,122 +257,5 @@ fn pack_rows(to: &mut Vec<f32>, dim: usize, from: &[f32], ld: usize, count: usiz
         for (to, row) in to.chunks_exact_mut(PANEL).zip(from.chunks(ld)).take(count) {
             to[..columns.len()].copy_from_slice(&row[columns.clone()]);
         }
-    }
-}
-
-/// One key/value head of one sequence, for the backward pass.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct BackwardHead<'a> {
-    pub shape: HeadShape,
-    /// Rows `[queries | keys | values]` of the sequence, `[t][ld]`.
-    pub qkv: &'a [f32],
-    pub ld: usize,
-    /// Where the group's queries, the keys and the values start in a row.
-    pub at: (usize, usize, usize),
-    /// Log-sum-exp of the scores, `[t][group]`.
-    pub lse: &'a [f32],
-    /// Gradient of the output, in rows `ldo` apart, of which the group's start at `out_at`.
-    pub d_out: &'a [f32],
-    pub ldo: usize,
-    pub out_at: usize,
-    /// `d_out · out` of each head, in rows `heads` apart, of which the group's start at `head_at`.
-    pub d_sum: &'a [f32],
-    pub heads: usize,
-    pub head_at: usize,
-}
-
-/// Buffers of the backward pass of one thread.
-#[derive(Debug, Default)]
-pub(crate) struct BackwardScratch {
-    key_columns: Vec<f32>,
-    key_rows: Vec<f32>,
-    value_columns: Vec<f32>,
-    q: Vec<f32>,
-    d_out: Vec<f32>,
-    probs: Vec<f32>,
-    d_scores: Vec<f32>,
-    row_lse: Vec<f32>,
-    row_sum: Vec<f32>,
-    d_keys: Vec<f32>,
-    d_values: Vec<f32>,
-}
-
-impl BackwardHead<'_> {
-    /// Backward of [`attend`] for the keys of `range`, which starts at a multiple of 32: adds to
-    /// `d_q`, `[t][group][padded head_dim]`, before the scale, and writes `d_kv`,
-    /// `[range][keys | values]`. Ranges come in order, from 0 on: the first one sets `d_q`.
-    pub(crate) fn backward(
-        &self,
-        range: Range<usize>,
-        d_q: &mut [f32],
-        d_kv: &mut [f32],
-        scratch: &mut BackwardScratch,
-    ) {
-        let dim = self.shape.head_dim;
-        let (width, count) = (padded(dim), self.qkv.len() / self.ld);
-        let rows = &self.qkv[range.start * self.ld..];
-        let (keys, values) = (&rows[self.at.1..], &rows[self.at.2..]);
-        pack_columns(&mut scratch.key_columns, dim, keys, self.ld, range.len());
-        pack_rows(&mut scratch.key_rows, dim, keys, self.ld, range.len());
-        pack_columns(&mut scratch.value_columns, dim, values, self.ld, range.len());
-        fit(&mut scratch.d_keys, padded(range.len()) * width).fill(0.0);
-        fit(&mut scratch.d_values, padded(range.len()) * width).fill(0.0);
-        let strip = (BACKWARD_ROWS / self.shape.group).max(1);
-        for start in (range.start..count).step_by(strip) {
-            self.strip(&range, (start, strip.min(count - start)), d_q, scratch);
-        }
-        let found = scratch.d_keys.chunks_exact(width).zip(scratch.d_values.chunks_exact(width));
-        for (row, (d_key, d_value)) in d_kv.chunks_exact_mut(2 * dim).zip(found) {
-            row[..dim].copy_from_slice(&d_key[..dim]);
-            row[dim..].copy_from_slice(&d_value[..dim]);
-        }
-    }
-
-    /// A strip of `queries` from `start` on.
-    fn strip(
-        &self,
-        range: &Range<usize>,
-        (start, queries): (usize, usize),
-        d_q: &mut [f32],
-        scratch: &mut BackwardScratch,
-    ) {
-        let HeadShape { head_dim: dim, group } = self.shape;
-        let (width, rows) = (padded(dim), queries * group);
-        let seen = range.end.min(start + queries) - range.start;
-        let panels = seen.div_ceil(PANEL);
-        let (len, stride) = (panels * PANEL, dim * PANEL);
-
-        let q = fit(&mut scratch.q, rows * width);
-        let from = (&self.qkv[start * self.ld + self.at.0..], self.ld);
-        gather_padded(self.shape, from, q, self.shape.scale());
-        let d_out = fit(&mut scratch.d_out, rows * width);
-        let from = (&self.d_out[start * self.ldo + self.out_at..], self.ldo);
-        gather_padded(self.shape, from, d_out, 1.0);
-        let row_lse = fit(&mut scratch.row_lse, rows);
-        row_lse.copy_from_slice(&self.lse[start * group..][..rows]);
-        let row_sum = fit(&mut scratch.row_sum, rows);
-        for (to, from) in row_sum.chunks_mut(group).zip(self.d_sum.chunks(self.heads).skip(start)) {
-            to.copy_from_slice(&from[self.head_at..][..group]);
-        }
-
-        let probs = fit(&mut scratch.probs, rows * len);
-        let (columns, shape) = (&scratch.key_columns, (rows, dim, panels));
-        matmul_panels(q, width, shape, columns, stride, probs, len, Into::Set);
-        mask(probs, len, (start, range.start), group);
-        math::exp_shifted_rows(probs, len, row_lse);
-        let d_scores = fit(&mut scratch.d_scores, rows * len);
-        let columns = &scratch.value_columns;
-        matmul_panels(d_out, width, shape, columns, stride, d_scores, len, Into::Set);
-        math::softmax_backward_rows(probs, d_scores, len, row_sum);
-
-        let (d_values, d_keys) = (&mut scratch.d_values, &mut scratch.d_keys);
-        let product = (len, width, rows);
-        matmul_tn((probs, len), (d_out, width), product, (d_values, width));
-        matmul_tn((d_scores, len), (q, width), product, (d_keys, width));
-        let into = if range.start == 0 { Into::Set } else { Into::Add };
-        let d_q = &mut d_q[start * group * width..][..rows * width];
-        let shape = (rows, len, width / PANEL);
-        let stride = padded(range.len()) * PANEL;
-        matmul_panels(d_scores, len, shape, &scratch.key_rows, stride, d_q, width, into);
     }
 }

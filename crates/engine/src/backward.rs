@@ -216,7 +216,7 @@ impl Workspace {
             .collect();
         team.each(threads, parts, |scratch, part| match part {
             Part::Keys { unit, range, d_kv } => {
-                let head = backward_head(config, plan, unit, (kept, detail), (d_attended, d_sum));
+                let head = backward_head(weights, plan, unit, (kept, detail), (d_attended, d_sum));
                 turns[unit].add(&range, |d_q| {
                     head.backward(range.clone(), d_q, d_kv, &mut scratch.attention);
                 });
@@ -419,13 +419,13 @@ fn key_parts<'a>(config: &ModelConfig, plan: &Plan, d_kv: &'a mut [f32]) -> Vec<
 }
 
 fn backward_head<'a>(
-    config: &ModelConfig,
+    weights: &Weights,
     plan: &Plan,
     unit: usize,
     (kept, detail): (&'a Kept, &'a Detail),
     (d_attended, d_sum): (&'a [f32], &'a [f32]),
 ) -> BackwardHead<'a> {
-    let unit = plan.units[unit];
+    let (config, unit) = (&weights.model.config, plan.units[unit]);
     let (shape, ld, ldo) = (config.head_shape(), config.qkv_width(), config.query_width());
     let heads = config.num_attention_heads;
     let at = unit.start * config.num_key_value_heads + unit.kv_head * unit.count;
@@ -441,6 +441,7 @@ fn backward_head<'a>(
         d_sum: &d_sum[unit.start * heads..],
         heads,
         head_at: unit.kv_head * shape.group,
+        precision: weights.precision,
     }
 }
 

@@ -144,6 +144,10 @@ pub(crate) fn project_rows(
         positions,
     };
     norm_and_rotate(&heads, norms, raw, qkv, q_inv_rms, k_inv_rms);
+    if weights.precision == Precision::Bf16 {
+        // What attention's backward pass multiplies: so it finds the same probabilities again.
+        bf16::round_all(qkv);
+    }
 }
 
 /// Shape of rows `[queries | keys | values]`, and their positions.

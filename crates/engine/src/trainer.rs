@@ -14,6 +14,7 @@ use patchwright_core::{
 use crate::checkpoint::{self, Checkpoint, CheckpointRef, ExportOptions};
 use crate::config::ModelConfig;
 use crate::engine::{EngineOptions, Recompute};
+use crate::kernels::gemm::Precision;
 use crate::kernels::math;
 use crate::lora::Lora;
 use crate::microbatch::{Learning, MicroBatchResult, Workspace, row_floats};
@@ -25,6 +26,10 @@ use crate::weights::{BackwardWeights, Weights};
 /// A batch is cut into at least this many micro-batches (tokens permitting), so that threads have
 /// something to share. Fixed: the cut, and so the gradient's bits, must not depend on the threads.
 const MIN_MICRO_BATCHES: usize = 16;
+
+/// The same in bfloat16: beside faster products each micro-batch's passes over the gradient weigh
+/// more.
+const MIN_MICRO_BATCHES_BF16: usize = 4;
 
 /// No micro-batch is made smaller than this for the sake of more of them.
 const MIN_MICRO_BATCH_TOKENS: usize = 256;
@@ -212,8 +217,12 @@ impl EmbeddedTrainer {
     /// the samples and `max_batch_tokens` only.
     fn micro_batches<'s>(&self, samples: &'s [TrainingSample]) -> Vec<Vec<&'s TrainingSample>> {
         let total: usize = samples.iter().map(|s| s.tokens.len()).sum();
+        let min_micro_batches = match self.weights.precision {
+            Precision::F32 => MIN_MICRO_BATCHES,
+            Precision::Bf16 => MIN_MICRO_BATCHES_BF16,
+        };
         let target = total
-            .div_ceil(MIN_MICRO_BATCHES)
+            .div_ceil(min_micro_batches)
             .max(MIN_MICRO_BATCH_TOKENS)
             .min(self.options.max_batch_tokens);
         let mut batches: Vec<Vec<&TrainingSample>> = Vec::new();

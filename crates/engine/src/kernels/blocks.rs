@@ -21,7 +21,7 @@ pub(crate) fn multiply_each<'a>(
 ) {
     let (a, c) = (Rows { data: a, ld: k, step: 0 }, Rows { data: c, ld: ldc, step: PANEL });
     let shape = Shape { m, k, panels: 1 };
-    arch().dispatch(Blocks { shape, a, blocks, ahead, c, into: Into::Set });
+    arch().dispatch(ScatteredProduct { shape, a, blocks, ahead, c, into: Into::Set });
 }
 
 /// `C[m][32 · panels] (+)= Σ A[m][32] · B` over the blocks `B`, `[panels][32][32]`; the rows of `A`,
@@ -37,7 +37,7 @@ pub(crate) fn multiply_sum<'a>(
     let a = Rows { data: a, ld: lda, step: PANEL };
     let c = Rows { data: c, ld: panels * PANEL, step: 0 };
     let shape = Shape { m, k: PANEL, panels };
-    arch().dispatch(Blocks { shape, a, blocks, ahead, c, into });
+    arch().dispatch(ScatteredProduct { shape, a, blocks, ahead, c, into });
 }
 
 /// Rows of a matrix, and how far each block moves on in them.
@@ -55,7 +55,7 @@ struct Shape {
     panels: usize,
 }
 
-struct Blocks<'a, 'c, B, N> {
+struct ScatteredProduct<'a, 'c, B, N> {
     shape: Shape,
     a: Rows<&'a [f32]>,
     blocks: B,
@@ -65,7 +65,7 @@ struct Blocks<'a, 'c, B, N> {
     into: Into,
 }
 
-impl<'b, B, N> WithSimd for Blocks<'_, '_, B, N>
+impl<'b, B, N> WithSimd for ScatteredProduct<'_, '_, B, N>
 where
     B: Iterator<Item = &'b [f32]>,
     N: Iterator<Item = &'b [f32]>,

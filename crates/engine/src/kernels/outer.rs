@@ -5,7 +5,7 @@
 //! the product reads two streams and packs nothing, however many parts it is cut into.
 
 use super::arch;
-use super::bf16::pair;
+use super::bf16::stack_rows;
 use super::gemm::{Into, PANEL, Precision};
 use super::tile::{Panels, Product, TILE_ROWS, View};
 
@@ -64,12 +64,16 @@ impl Strips {
         match self.precision {
             Precision::F32 => {
                 let stride = self.rows * lanes;
-                write_numbers(&mut self.numbers[first * lanes..], stride, lanes, rows, columns);
+                write_strips(&mut self.numbers[first * lanes..], stride, lanes, rows, columns);
             }
             Precision::Bf16 => {
                 let stride = self.rows.div_ceil(2) * lanes;
-                let at = first / 2 * lanes;
-                write_pairs(&mut self.pairs[at..], stride, lanes, rows, columns);
+                let mut pairs = vec![0; columns];
+                for (r, two) in rows.chunks(2 * columns).enumerate() {
+                    stack_rows(two, columns, &mut pairs);
+                    let at = (first / 2 + r) * lanes;
+                    write_strips(&mut self.pairs[at..], stride, lanes, &pairs, columns);
+                }
             }
         }
     }
@@ -97,33 +101,28 @@ impl Strips {
     }
 }
 
-vectorized! {
-    fn write_numbers(to: &mut [f32], stride: usize, lanes: usize, rows: &[f32], columns: usize) {
-        for (r, row) in rows.chunks_exact(columns).enumerate() {
-            for (strip, part) in row.chunks(lanes).enumerate() {
-                to[strip * stride + r * lanes..][..part.len()].copy_from_slice(part);
-            }
-        }
+/// Lays rows of `columns` out in strips `stride` apart.
+fn write_strips<E: Copy>(to: &mut [E], stride: usize, lanes: usize, rows: &[E], columns: usize) {
+    // With the number of lanes known, they are moved by vectors.
+    match lanes {
+        TILE_ROWS => write_lanes::<E, TILE_ROWS>(to, stride, rows, columns),
+        _ => write_lanes::<E, PANEL>(to, stride, rows, columns),
     }
 }
 
-vectorized! {
-    fn write_pairs(to: &mut [u32], stride: usize, lanes: usize, rows: &[f32], columns: usize) {
-        for (r, two) in rows.chunks(2 * columns).enumerate() {
-            let (even, odd) = two.split_at(columns);
-            for (strip, even) in even.chunks(lanes).enumerate() {
-                let to = &mut to[strip * stride + r * lanes..][..even.len()];
-                if odd.is_empty() {
-                    for (to, even) in to.iter_mut().zip(even) {
-                        *to = pair(*even, 0.0);
-                    }
-                } else {
-                    let odd = &odd[strip * lanes..][..even.len()];
-                    for ((to, even), odd) in to.iter_mut().zip(even).zip(odd) {
-                        *to = pair(*even, *odd);
-                    }
-                }
-            }
+fn write_lanes<E: Copy, const LANES: usize>(
+    to: &mut [E],
+    stride: usize,
+    rows: &[E],
+    columns: usize,
+) {
+    for (r, row) in rows.chunks_exact(columns).enumerate() {
+        let (whole, rest) = row.as_chunks::<LANES>();
+        for (strip, part) in whole.iter().enumerate() {
+            to[strip * stride + r * LANES..][..LANES].copy_from_slice(part);
+        }
+        if !rest.is_empty() {
+            to[whole.len() * stride + r * LANES..][..rest.len()].copy_from_slice(rest);
         }
     }
 }
