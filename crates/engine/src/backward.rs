@@ -24,6 +24,24 @@ use crate::weights::{PackedLayer, Weights};
 
 use saved::Saved;
 
+/// What the gradient is wanted of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    /// The query, key and value projections.
+    pub qkv: bool,
+    pub output: bool,
+    pub gate_up: bool,
+    pub down: bool,
+    /// Norms, biases, embedding and head.
+    pub others: bool,
+}
+
+impl Wanted {
+    /// Everything.
+    pub(crate) const ALL: Self =
+        Self { qkv: true, output: true, gate_up: true, down: true, others: true };
+}
+
 /// Operands of the weight gradients of a block of rows: gradient of the output, and the input.
 #[derive(Debug, Default)]
 struct BlockOperands {
@@ -90,20 +108,26 @@ impl Workspace {
     ) {
         let config = &weights.model.config;
         let layout = &weights.model.layout;
-        let Learning { backward, gradient, recompute, .. } = learning;
+        let Learning { backward, gradient, wanted, recompute, .. } = learning;
         let rows = self.plan.rows();
         let num_blocks = self.plan.blocks.len();
         self.back.blocks.resize_with(num_blocks.max(self.back.blocks.len()), Default::default);
         self.back.resize(weights, rows);
-        self.final_backward(team, weights, &mut gradient[layout.final_norm.clone()]);
+        let none = 0..0;
+        let final_norm = if wanted.others { &layout.final_norm } else { &none };
+        self.final_backward(team, weights, &mut gradient[final_norm.clone()]);
         for layer in (0..config.num_hidden_layers).rev() {
             if recompute {
                 self.compute_again(team, weights, layer);
             }
-            self.feed_forward_backward(team, weights, layer, &backward.layers[layer]);
-            self.first_gradients(team, weights, layer, gradient);
-            self.projection_backward(team, weights, layer, &backward.layers[layer]);
-            self.second_gradients(team, weights, layer, gradient);
+            let packed = &backward.layers[layer];
+            self.feed_forward_backward(team, weights, layer, (packed, wanted));
+            self.first_gradients(team, weights, layer, (gradient, wanted));
+            self.projection_backward(team, weights, layer, (packed, wanted));
+            self.second_gradients(team, weights, layer, (gradient, wanted));
+        }
+        if !wanted.others {
+            return;
         }
         let hidden = config.hidden_size;
         let d_embedding = &mut gradient[layout.embedding.clone()];
@@ -140,7 +164,7 @@ impl Workspace {
         team: &Team,
         weights: &Weights,
         layer: usize,
-        packed: &PackedLayer,
+        (packed, wanted): (&PackedLayer, Wanted),
     ) {
         let config = &weights.model.config;
         let (kept, detail) = self.places(layer);
@@ -158,10 +182,10 @@ impl Workspace {
             });
             parts.push((block, operands, rows.collect::<Vec<_>>()));
         }
-        let saved =
-            Saved { plan, weights, layer, packed, kept: &all[kept], detail: &details[detail] };
+        let (kept, detail) = (&all[kept], &details[detail]);
+        let saved = Saved { plan, weights, layer, packed, wanted, kept, detail };
         team.each(threads, parts, |scratch, (block, operands, rows)| {
-            operands.reshape_first(weights, block.len());
+            operands.reshape_first(weights, block.len(), wanted);
             for (chunk, d_stream, d_normed, d_attended, d_sum) in rows {
                 let at = chunk.start - block.start;
                 saved.feed_forward_chunk(&chunk, at, operands, (d_stream, d_normed), scratch);
@@ -176,11 +200,11 @@ impl Workspace {
         team: &Team,
         weights: &Weights,
         layer: usize,
-        gradient: &mut [f32],
+        (gradient, wanted): (&mut [f32], Wanted),
     ) {
         let config = &weights.model.config;
         let LayerRanges { output, gate_up, down, post_norm, .. } =
-            &weights.model.layout.layers[layer];
+            &weights.model.layout.layers[layer].only(wanted);
         let (kept, detail) = self.places(layer);
         let Self { plan, kept: all, details, back, threads, .. } = self;
         let (kept, detail) = (&all[kept], &details[detail]);
@@ -231,7 +255,7 @@ impl Workspace {
         team: &Team,
         weights: &Weights,
         layer: usize,
-        packed: &PackedLayer,
+        (packed, wanted): (&PackedLayer, Wanted),
     ) {
         let config = &weights.model.config;
         let (kept, detail) = self.places(layer);
@@ -248,10 +272,10 @@ impl Workspace {
             });
             parts.push((block, operands, rows.collect::<Vec<_>>()));
         }
-        let saved =
-            Saved { plan, weights, layer, packed, kept: &all[kept], detail: &details[detail] };
+        let (kept, detail) = (&all[kept], &details[detail]);
+        let saved = Saved { plan, weights, layer, packed, wanted, kept, detail };
         team.each(threads, parts, |scratch, (block, operands, rows)| {
-            operands.reshape_second(weights, block.len());
+            operands.reshape_second(weights, block.len(), wanted);
             for (chunk, to) in rows {
                 let at = chunk.start - block.start;
                 saved.projection_chunk(&chunk, at, operands, (d_q, d_kv), to, scratch);
@@ -265,10 +289,10 @@ impl Workspace {
         team: &Team,
         weights: &Weights,
         layer: usize,
-        gradient: &mut [f32],
+        (gradient, wanted): (&mut [f32], Wanted),
     ) {
         let config = &weights.model.config;
-        let ranges = &weights.model.layout.layers[layer];
+        let ranges = &weights.model.layout.layers[layer].only(wanted);
         let (kept, detail) = self.places(layer);
         let Self { plan, kept: all, details, back, threads, .. } = self;
         let (kept, detail) = (&all[kept], &details[detail]);
@@ -335,21 +359,24 @@ fn rotated_width(weights: &Weights) -> usize {
 }
 
 impl BlockOperands {
-    fn reshape_first(&mut self, weights: &Weights, rows: usize) {
+    fn reshape_first(&mut self, weights: &Weights, rows: usize, wanted: Wanted) {
         let config = &weights.model.config;
         let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
         let pairs = [
-            (&mut self.down, hidden, ffn),
-            (&mut self.gate_up, 2 * ffn, hidden),
-            (&mut self.output, hidden, config.query_width()),
+            (&mut self.down, hidden, ffn, wanted.down),
+            (&mut self.gate_up, 2 * ffn, hidden, wanted.gate_up),
+            (&mut self.output, hidden, config.query_width(), wanted.output),
         ];
-        for ((left, right), m, n) in pairs {
+        for ((left, right), m, n, _) in pairs.into_iter().filter(|(.., wanted)| *wanted) {
             left.reshape(Side::Left, rows, m, weights.precision);
             right.reshape(Side::Right, rows, n, weights.precision);
         }
     }
 
-    fn reshape_second(&mut self, weights: &Weights, rows: usize) {
+    fn reshape_second(&mut self, weights: &Weights, rows: usize, wanted: Wanted) {
+        if !(wanted.qkv || wanted.others) {
+            return;
+        }
         let config = &weights.model.config;
         self.qkv.0.reshape(Side::Left, rows, config.qkv_width(), weights.precision);
         self.qkv.1.reshape(Side::Right, rows, config.hidden_size, weights.precision);

@@ -39,7 +39,8 @@ pub(crate) struct HeadBuffers {
     operands: Vec<(Strips, Strips)>,
 }
 
-/// A chunk of targets, its place in the results and, where it is learned from, what goes back.
+/// A chunk of targets, its place in the results and, where it is learned from, what goes back; for
+/// the head's gradient only where that is wanted.
 struct Part<'a> {
     targets: &'a [Target],
     predictions: &'a mut [Prediction],
@@ -119,12 +120,13 @@ impl Workspace {
             for ((targets, predictions), operands) in
                 round.chunks(chunk).zip(predictions.chunks_mut(chunk)).zip(&mut head.operands)
             {
+                let operands = learning.wanted.others.then_some(operands);
                 let (Some(first), Some(last)) = (targets.first(), targets.last()) else { continue };
                 let (before, after) = rest.split_at_mut((first.row - done_rows) * hidden);
                 before.fill(0.0);
                 let (own, after) = after.split_at_mut((last.row + 1 - first.row) * hidden);
                 (rest, done_rows) = (after, last.row + 1);
-                parts.push(Part { targets, predictions, d_normed: own, operands: Some(operands) });
+                parts.push(Part { targets, predictions, d_normed: own, operands });
             }
             let count = parts.len();
             team.each(threads, parts, |scratch, part| {
@@ -132,6 +134,9 @@ impl Workspace {
                 let buffers = (&mut scratch.a, &mut scratch.b);
                 predict_chunk(weights, samples, normed, learning, part, buffers);
             });
+            if !learning.wanted.others {
+                continue;
+            }
             let operands: Vec<_> = head.operands[..count].iter().map(|(a, b)| (a, b)).collect();
             let parts = head_gradient.chunks_mut(OUTER_ROWS * hidden).enumerate().collect();
             team.each(threads, parts, |_, (i, c)| add_outer(&operands, i * OUTER_ROWS, c));
@@ -176,12 +181,14 @@ fn predict_chunk(
             row[token] += token_loss.d_logprob;
         }
     }
-    let (Some((_, backward)), Some((d_logits, inputs))) = (learning, operands) else { return };
-    let precision: Precision = weights.precision;
-    d_logits.reshape(Side::Left, targets.len(), vocab, precision);
-    d_logits.write(0, logits);
-    inputs.reshape(Side::Right, targets.len(), hidden, precision);
-    inputs.write(0, rows);
+    let Some((_, backward)) = learning else { return };
+    if let Some((d_logits, inputs)) = operands {
+        let precision: Precision = weights.precision;
+        d_logits.reshape(Side::Left, targets.len(), vocab, precision);
+        d_logits.write(0, logits);
+        inputs.reshape(Side::Right, targets.len(), hidden, precision);
+        inputs.write(0, rows);
+    }
     matmul(logits, backward, rows, Into::Set);
     let first = targets.first().map_or(0, |target| target.row);
     d_normed.fill(0.0);

@@ -5,24 +5,22 @@
 //! they do without. The gradients follow from the merged matrix's:
 //! `dB = alpha / rank · dW Aᵀ` and `dA = alpha / rank · Bᵀ dW`.
 
+mod files;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
 
-use patchwright_core::{AdamParams, TrainerError};
+use patchwright_core::AdamParams;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::checkpoint::{WeightDtype, fail};
+use crate::backward::Wanted;
 use crate::kernels::gemm::{Into, PackedMatrix, matmul};
 use crate::optim::{self, Moments};
 use crate::params::{ParamLayout, TensorKind, TensorSpec};
 use crate::team::Team;
-
-const CONFIG: &str = "adapter_config.json";
-const MODEL: &str = "adapter_model.safetensors";
 
 /// Projections that can be adapted, by their names in Hugging Face checkpoints.
 const MODULES: [&str; 7] =
@@ -55,6 +53,18 @@ pub struct LoraConfig {
 }
 
 impl LoraConfig {
+    /// Gradients of the matrices that the adapter's follow from.
+    fn wanted(&self) -> Wanted {
+        let has = |names: &[&str]| self.target_modules.iter().any(|m| names.contains(&m.as_str()));
+        Wanted {
+            qkv: has(&["q_proj", "k_proj", "v_proj"]),
+            output: has(&["o_proj"]),
+            gate_up: has(&["gate_proj", "up_proj"]),
+            down: has(&["down_proj"]),
+            others: false,
+        }
+    }
+
     fn scale(&self) -> f32 {
         self.lora_alpha / self.rank as f32
     }
@@ -116,7 +126,7 @@ impl LoraConfig {
 }
 
 /// One adapted matrix, `[rows][columns]`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Target {
     matrix: Range<usize>,
     rows: usize,
@@ -185,6 +195,11 @@ impl Lora {
         }
         let (gradient, moments) = (vec![0.0; total], Moments::default());
         Ok(Self { config, targets, tensors, base, params, gradient, moments })
+    }
+
+    /// Gradients that are needed.
+    pub(crate) fn wanted(&self) -> Wanted {
+        self.config.wanted()
     }
 
     /// Writes `base + scale · B A` into the model's parameters.
@@ -299,76 +314,6 @@ impl Lora {
         }
         self.params[spec.range.clone()].copy_from_slice(values);
         Ok(())
-    }
-
-    /// The files of a PEFT directory.
-    ///
-    /// # Errors
-    /// [`TrainerError::Engine`] when they cannot be made.
-    pub(crate) fn files(&self) -> Result<[(&'static str, Vec<u8>); 2], TrainerError> {
-        let engine = |error: safetensors::SafeTensorError| {
-            TrainerError::Engine(format!("cannot write the adapter: {error}"))
-        };
-        let bytes = |range: &Range<usize>| -> Vec<u8> {
-            self.params[range.clone()].iter().flat_map(|x| x.to_le_bytes()).collect()
-        };
-        let data: Vec<Vec<u8>> = self.tensors.iter().map(|t| bytes(&t.range)).collect();
-        let mut views = Vec::new();
-        for (tensor, data) in self.tensors.iter().zip(&data) {
-            let (dtype, shape) = (safetensors::Dtype::F32, tensor.shape.clone());
-            let view = safetensors::tensor::TensorView::new(dtype, shape, data).map_err(engine)?;
-            views.push((tensor.name.clone(), view));
-        }
-        let model = safetensors::serialize(views, None).map_err(engine)?;
-        Ok([(CONFIG, self.config.to_json().into_bytes()), (MODEL, model)])
-    }
-
-    /// Reads a PEFT directory over `base`.
-    ///
-    /// # Errors
-    /// [`TrainerError::Checkpoint`] naming the file and what is wrong with it.
-    pub(crate) fn read(
-        dir: &Path,
-        layout: &ParamLayout,
-        base: Vec<f32>,
-    ) -> Result<Self, TrainerError> {
-        let path = dir.join(CONFIG);
-        let text = std::fs::read_to_string(&path)
-            .map_err(|error| fail(&path, format!("cannot be read: {error}")))?;
-        let config = LoraConfig::parse(&text).map_err(|reason| fail(&path, reason))?;
-        let mut lora = Self::new(config, layout, base, 0).map_err(|reason| fail(&path, reason))?;
-        let path = dir.join(MODEL);
-        let bytes = std::fs::read(&path)
-            .map_err(|error| fail(&path, format!("cannot be read: {error}")))?;
-        let file = safetensors::SafeTensors::deserialize(&bytes)
-            .map_err(|error| fail(&path, format!("not a safetensors file: {error}")))?;
-        if let Some(name) =
-            file.names().into_iter().find(|n| lora.tensors.iter().all(|t| t.name != **n))
-        {
-            return Err(fail(&path, format!("tensor {name} is not of this adapter")));
-        }
-        for TensorSpec { name, shape, range, .. } in lora.tensors.clone() {
-            let view = file
-                .tensor(&name)
-                .map_err(|error| fail(&path, format!("tensor {name} is missing: {error}")))?;
-            if view.shape() != shape {
-                let found = view.shape();
-                return Err(fail(
-                    &path,
-                    format!("tensor {name} has shape {found:?}, expected {shape:?}"),
-                ));
-            }
-            let dtype = WeightDtype::from_safetensors(view.dtype()).ok_or_else(|| {
-                fail(
-                    &path,
-                    format!("tensor {name} is {:?}, expected F32, F16 or BF16", view.dtype()),
-                )
-            })?;
-            let mut values = vec![0.0; range.len()];
-            dtype.decode(view.data(), &mut values);
-            lora.set(&name, &values).map_err(|reason| fail(&path, reason))?;
-        }
-        Ok(lora)
     }
 }
 

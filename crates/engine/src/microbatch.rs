@@ -9,7 +9,7 @@ use std::ops::Range;
 use patchwright_core::{Objective, TrainingSample};
 
 use crate::attention::{BackwardScratch, HeadShape, PackedKeyValues, StripScratch, attend, fit};
-use crate::backward::BackwardBuffers;
+use crate::backward::{BackwardBuffers, Wanted};
 use crate::config::ModelConfig;
 use crate::forward::{
     FinishRows, QkvRows, embed, final_norm, finish_rows, gate_rows, project_rows,
@@ -44,6 +44,8 @@ pub(crate) struct Learning<'a> {
     pub backward: &'a BackwardWeights,
     /// The gradient is added to it; flat, as the parameters.
     pub gradient: &'a mut [f32],
+    /// What it is wanted of.
+    pub wanted: Wanted,
     /// Whether layers are computed again for the backward pass instead of being kept.
     pub recompute: bool,
 }

@@ -8,6 +8,7 @@ use std::ops::Range;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::backward::Wanted;
 use crate::config::{ModelConfig, ModelType};
 
 /// Initial weights have the standard deviation `INIT_SCALE / sqrt(hidden_size)`: the usual 0.02 at
@@ -76,6 +77,23 @@ pub(crate) struct ParamLayout {
     /// `[vocab][hidden]`; the embedding's place where tied.
     pub head: Range<usize>,
     pub total: usize,
+}
+
+impl LayerRanges {
+    /// The same where a gradient is wanted; the others are empty.
+    pub(crate) fn only(&self, wanted: Wanted) -> Self {
+        let pick = |range: &Range<usize>, wanted: bool| if wanted { range.clone() } else { 0..0 };
+        Self {
+            input_norm: pick(&self.input_norm, wanted.others),
+            qkv: pick(&self.qkv, wanted.qkv),
+            qkv_bias: self.qkv_bias.clone().filter(|_| wanted.others),
+            qk_norm: self.qk_norm.clone().filter(|_| wanted.others),
+            output: pick(&self.output, wanted.output),
+            post_norm: pick(&self.post_norm, wanted.others),
+            gate_up: pick(&self.gate_up, wanted.gate_up),
+            down: pick(&self.down, wanted.down),
+        }
+    }
 }
 
 impl ParamLayout {

@@ -11,6 +11,7 @@ use patchwright_core::{
     TrainingSample,
 };
 
+use crate::backward::Wanted;
 use crate::checkpoint::{self, Checkpoint, CheckpointRef, ExportOptions};
 use crate::config::ModelConfig;
 use crate::engine::{EngineOptions, Recompute};
@@ -135,7 +136,8 @@ impl EmbeddedTrainer {
         checkpoint::export_params(dir, self.config(), params, &self.attached, options)
     }
 
-    /// The gathered gradient of each tensor by its Hugging Face name, row-major.
+    /// The gathered gradient of each tensor by its Hugging Face name, row-major. While an adapter is
+    /// in training, that of what it does not change is not computed.
     pub fn gradients(&self) -> BTreeMap<String, Vec<f32>> {
         self.by_name(&self.gradient)
     }
@@ -288,6 +290,7 @@ impl EmbeddedTrainer {
         objective: Option<&dyn Objective>,
         recompute: bool,
     ) -> Vec<MicroBatchResult> {
+        let wanted = self.wanted();
         let Self { weights, backward, gradient, threads, team, gradient_is_clear, .. } = self;
         let Some(state) = threads.first_mut() else { return Vec::new() };
         let run = |batch: &Vec<&TrainingSample>| {
@@ -301,7 +304,7 @@ impl EmbeddedTrainer {
                 state.gradient.resize(gradient.len(), 0.0);
             }
             let own = if direct { &mut *gradient } else { &mut state.gradient };
-            let learning = Learning { objective, backward, gradient: own, recompute };
+            let learning = Learning { objective, backward, gradient: own, wanted, recompute };
             let result = state.workspace.run(team, weights, batch, Some(learning));
             if !direct {
                 let parts = gradient.chunks_mut(ADD_CHUNK).zip(state.gradient.chunks(ADD_CHUNK));
@@ -324,7 +327,7 @@ impl EmbeddedTrainer {
         if objective.is_some() {
             self.gradient_is_clear = false;
         }
-        let (weights, backward) = (&*self.weights, &self.backward);
+        let (weights, backward, wanted) = (&*self.weights, &self.backward, self.wanted());
         let results = batches.iter().map(|_| MicroBatchResult::default()).collect();
         let turn = Mutex::new(Turn { next: 0, gradient: &mut self.gradient, results });
         let added = Condvar::new();
@@ -332,7 +335,8 @@ impl EmbeddedTrainer {
             let learning = objective.map(|objective| {
                 state.gradient.clear();
                 state.gradient.resize(weights.params.len(), 0.0);
-                Learning { objective, backward, gradient: &mut state.gradient, recompute }
+                let gradient = &mut state.gradient;
+                Learning { objective, backward, gradient, wanted, recompute }
             });
             let result = state.workspace.run(&Team::solo(), weights, batch, learning);
             let mut turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -348,6 +352,11 @@ impl EmbeddedTrainer {
         };
         self.team.each(&mut self.threads, batches.iter().enumerate().collect(), work);
         turn.into_inner().unwrap_or_else(PoisonError::into_inner).results
+    }
+
+    /// An adapter's gradient follows from those of the matrices it changes.
+    fn wanted(&self) -> Wanted {
+        self.lora.as_ref().map_or(Wanted::ALL, Lora::wanted)
     }
 
     fn clear_gradient(&mut self) {
@@ -432,7 +441,11 @@ impl Trainer for EmbeddedTrainer {
             moments: &self.moments,
             version: self.version,
         };
-        checkpoint::save(dir, &model.layout, &checkpoint, &self.attached)
+        let mut files = self.attached.clone();
+        if let Some(lora) = &self.lora {
+            files.extend(lora.state_files()?.map(|(name, bytes)| (name.to_owned(), bytes)));
+        }
+        checkpoint::save(dir, &model.layout, &checkpoint, &files)
     }
 
     fn load(&mut self, dir: &Path) -> Result<(), TrainerError> {
@@ -443,13 +456,14 @@ impl Trainer for EmbeddedTrainer {
                 reason: "has another architecture than the engine that loads it".to_owned(),
             });
         }
+        let lora = self.resumed_adapter(dir, &params)?;
         let (model, precision) = (Arc::clone(&self.weights.model), self.weights.precision);
         let weights = Arc::new(Weights::with_precision(model, params, precision));
         self.sampler
             .publish(Arc::clone(&weights), version)
             .map_err(|error| TrainerError::Engine(error.to_string()))?;
         self.set_weights(weights);
-        self.lora = None;
+        self.lora = lora;
         (self.moments, self.version) = (moments, version);
         self.clear_gradient();
         Ok(())

@@ -145,6 +145,88 @@ fn what_is_saved_is_loaded() {
     assert!(text.contains("adapter_config.json"), "{text}");
 }
 
+#[test]
+fn gradients_of_what_is_frozen_are_not_computed() {
+    let mut whole = engine(2).into_parts().0;
+    whole.forward_backward(&samples(), &CrossEntropy).unwrap();
+    let all = whole.gradients();
+    for module in ALL {
+        let mut trainer = engine(2).into_parts().0;
+        trainer.add_adapter(lora(&[module]), 1).unwrap();
+        trainer.forward_backward(&samples(), &CrossEntropy).unwrap();
+        // Matrices that are multiplied together are computed together.
+        let fused: &[&str] = match module {
+            "q_proj" | "k_proj" | "v_proj" => &["q_proj", "k_proj", "v_proj"],
+            "gate_proj" | "up_proj" => &["gate_proj", "up_proj"],
+            _ => &[module],
+        };
+        for (name, gradient) in trainer.gradients() {
+            let is_wanted = fused.iter().any(|m| name.ends_with(&format!("{m}.weight")));
+            if is_wanted {
+                assert_eq!(bits(&gradient), bits(&all[&name]), "{module}: {name}");
+            } else {
+                assert!(gradient.iter().all(|g| *g == 0.0), "{module}: {name}");
+            }
+        }
+    }
+}
+
+fn steps(trainer: &mut EmbeddedTrainer, count: usize) {
+    for _ in 0..count {
+        trainer.forward_backward(&samples(), &CrossEntropy).unwrap();
+        trainer.optim_step(&ADAM).unwrap();
+    }
+}
+
+#[test]
+fn training_goes_on_from_a_save_with_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let (checkpoint, adapter) = (dir.path().join("checkpoint"), dir.path().join("adapter"));
+    let started = || {
+        let mut trainer = engine(2).into_parts().0;
+        trainer.add_adapter(lora(&["q_proj", "down_proj"]), 1).unwrap();
+        trainer
+    };
+    let state = |trainer: &EmbeddedTrainer| {
+        let weights = trainer.parameters().into_values().flatten().collect::<Vec<_>>();
+        let own = trainer.adapter_parameters().unwrap().into_values().flatten();
+        (bits(&weights), bits(&own.collect::<Vec<_>>()), trainer.optimizer_step())
+    };
+    let mut straight = started();
+    steps(&mut straight, 2);
+    straight.save(&checkpoint).unwrap();
+    straight.save_adapter(&adapter).unwrap();
+    steps(&mut straight, 2);
+    assert_eq!(straight.optimizer_step(), 4);
+
+    let mut resumed = started();
+    resumed.load(&checkpoint).unwrap();
+    assert_eq!(resumed.optimizer_step(), 2);
+    steps(&mut resumed, 2);
+    assert!(state(&resumed) == state(&straight), "beside merged weights");
+    let mut resumed = engine(1).into_parts().0;
+    resumed.load_adapter(&adapter).unwrap();
+    steps(&mut resumed, 2);
+    assert!(state(&resumed) == state(&straight), "in a PEFT directory");
+
+    // Elsewhere the checkpoint is one of merged weights.
+    let mut other = engine(1).into_parts().0;
+    other.load(&checkpoint).unwrap();
+    assert!(matches!(other.adapter_parameters(), Err(TrainerError::BadInput(_))));
+    // What does not fit is refused, and changes nothing.
+    let mut other = engine(1).into_parts().0;
+    other.add_adapter(lora(&["q_proj"]), 1).unwrap();
+    let before = state(&other);
+    let text = other.load(&checkpoint).unwrap_err().to_string();
+    assert!(text.contains("adapter_state.json") && text.contains("another adapter"), "{text}");
+    assert!(state(&other) == before);
+    let base = Engine::new(config(ModelType::Qwen2, true), 5, options(1)).unwrap();
+    let mut other = base.into_parts().0;
+    other.add_adapter(lora(&["q_proj", "down_proj"]), 1).unwrap();
+    let text = other.load(&checkpoint).unwrap_err().to_string();
+    assert!(text.contains("another base"), "{text}");
+}
+
 /// The same gradients as `PyTorch`: `goldens/make_lora_golden.py` made the fixture.
 #[test]
 fn gradients_agree_with_pytorch() {

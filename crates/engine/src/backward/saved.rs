@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::BlockOperands;
+use super::{BlockOperands, Wanted};
 use crate::attention::fit;
 use crate::kernels::gemm::{Into, matmul};
 use crate::kernels::{math, vectorized};
@@ -16,6 +16,7 @@ pub(super) struct Saved<'a> {
     pub(super) weights: &'a Weights,
     pub(super) layer: usize,
     pub(super) packed: &'a PackedLayer,
+    pub(super) wanted: Wanted,
     pub(super) kept: &'a Kept,
     pub(super) detail: &'a Detail,
 }
@@ -41,22 +42,29 @@ impl Saved<'_> {
     ) {
         let config = &self.weights.model.config;
         let (rows, h, f) = (chunk.len(), config.hidden_size, config.intermediate_size);
-        operands.down.0.write(at, d_stream);
+        let wanted = self.wanted;
+        if wanted.down {
+            operands.down.0.write(at, d_stream);
+        }
         let d_hidden = fit(&mut scratch.a, rows * f);
         matmul(d_stream, &self.packed.down, d_hidden, Into::Set);
         let d_gate_up = fit(&mut scratch.b, rows * 2 * f);
         let gate_up = &self.detail.gate_up[chunk.start * 2 * f..chunk.end * 2 * f];
         math::swiglu_backward(gate_up, f, d_hidden, d_gate_up);
         // It holds what was put into the down projection now.
-        operands.down.1.write(at, d_hidden);
-        operands.gate_up.0.write(at, d_gate_up);
+        if wanted.down {
+            operands.down.1.write(at, d_hidden);
+        }
         matmul(d_gate_up, &self.packed.gate_up, d_normed, Into::Set);
         let norm = self.param(&self.ranges().post_norm);
         let middle = &self.detail.middle[chunk.start * h..chunk.end * h];
         let inv_rms = &self.detail.middle_inv_rms[chunk.clone()];
-        let normed = fit(&mut scratch.a, rows * h);
-        math::rms_norm_again(middle, norm, inv_rms, normed);
-        operands.gate_up.1.write(at, normed);
+        if wanted.gate_up {
+            let normed = fit(&mut scratch.a, rows * h);
+            math::rms_norm_again(middle, norm, inv_rms, normed);
+            operands.gate_up.0.write(at, d_gate_up);
+            operands.gate_up.1.write(at, normed);
+        }
         math::rms_norm_backward(middle, norm, inv_rms, d_normed, d_stream);
     }
 
@@ -70,11 +78,13 @@ impl Saved<'_> {
         scratch: &mut ThreadScratch,
     ) {
         let config = &self.weights.model.config;
-        operands.output.0.write(at, d_stream);
         matmul(d_stream, &self.packed.output, d_attended, Into::Set);
         let attended = fit(&mut scratch.a, d_attended.len());
         self.plan.gather_attended(config, &self.kept.attended, chunk, attended);
-        operands.output.1.write(at, attended);
+        if self.wanted.output {
+            operands.output.0.write(at, d_stream);
+            operands.output.1.write(at, attended);
+        }
         let dim = config.head_dim;
         let heads = d_attended.chunks_exact(dim).zip(attended.chunks_exact(dim));
         for (sum, (d_out, out)) in d_sum.iter_mut().zip(heads) {
@@ -100,14 +110,18 @@ impl Saved<'_> {
         let d_raw = fit(&mut scratch.b, if ranges.qk_norm.is_some() { rows * width } else { 0 });
         unrotate(self, chunk, d_qkv, d_raw, d_rotated);
         let d_qkv = if ranges.qk_norm.is_some() { d_raw } else { d_qkv };
-        operands.qkv.0.write(at, d_qkv);
+        if self.wanted.qkv || self.wanted.others {
+            operands.qkv.0.write(at, d_qkv);
+        }
         matmul(d_qkv, &self.packed.qkv, d_normed, Into::Set);
         let norm = self.param(&ranges.input_norm);
         let input = &self.kept.input[chunk.start * h..chunk.end * h];
         let inv_rms = &self.detail.input_inv_rms[chunk.clone()];
-        let normed = fit(&mut scratch.c, rows * h);
-        math::rms_norm_again(input, norm, inv_rms, normed);
-        operands.qkv.1.write(at, normed);
+        if self.wanted.qkv {
+            let normed = fit(&mut scratch.c, rows * h);
+            math::rms_norm_again(input, norm, inv_rms, normed);
+            operands.qkv.1.write(at, normed);
+        }
         math::rms_norm_backward(input, norm, inv_rms, d_normed, d_stream);
     }
 }

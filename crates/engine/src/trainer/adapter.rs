@@ -27,7 +27,8 @@ impl EmbeddedTrainer {
         Ok(())
     }
 
-    /// As [`EmbeddedTrainer::add_adapter`], with an adapter of a PEFT directory.
+    /// As [`EmbeddedTrainer::add_adapter`], with an adapter of a PEFT directory; one that
+    /// [`EmbeddedTrainer::save_adapter`] wrote brings its optimizer's state along.
     ///
     /// # Errors
     /// [`TrainerError::Checkpoint`] naming the file and what is wrong with it;
@@ -41,18 +42,21 @@ impl EmbeddedTrainer {
     }
 
     /// Writes the adapter to the new directory `dir`: `adapter_config.json` and
-    /// `adapter_model.safetensors`, as PEFT reads them.
+    /// `adapter_model.safetensors`, as PEFT reads them, and beside them its state in training.
+    /// [`Trainer::save`](patchwright_core::Trainer::save) keeps that state beside the merged
+    /// weights; to load it, the same adapter must be in training over the same base.
     ///
     /// # Errors
     /// [`TrainerError::BadInput`] without an adapter, [`TrainerError::Checkpoint`] when it cannot be
     /// written.
     pub fn save_adapter(&self, dir: &Path) -> Result<(), TrainerError> {
-        let files = self.adapter()?.files()?;
+        let adapter = self.adapter()?;
+        let files = adapter.files()?.into_iter().chain(adapter.state_files()?);
         new_directory(dir, |dir| {
-            for (name, bytes) in &files {
-                write_file(&dir.join(name), bytes)?;
-            }
-            Ok(())
+            files.map(|(name, bytes)| write_file(&dir.join(name), &bytes)).try_for_each(|sum| {
+                sum?;
+                Ok(())
+            })
         })
     }
 
@@ -103,6 +107,28 @@ impl EmbeddedTrainer {
         lora.set(name, values).map_err(TrainerError::BadInput)?;
         self.merge();
         Ok(())
+    }
+
+    /// The adapter in training as the checkpoint in `dir`, of merged weights `params`, has it;
+    /// `None` when there is none here or none there.
+    pub(super) fn resumed_adapter(
+        &self,
+        dir: &Path,
+        params: &[f32],
+    ) -> Result<Option<Lora>, TrainerError> {
+        let Some(lora) = self.lora.as_ref().map(|lora| lora.resumed(dir)).transpose()?.flatten()
+        else {
+            return Ok(None);
+        };
+        let mut merged = params.to_vec();
+        lora.merge(&mut merged, &self.team);
+        if merged.iter().zip(params).any(|(a, b)| a.to_bits() != b.to_bits()) {
+            return Err(TrainerError::Checkpoint {
+                path: dir.display().to_string(),
+                reason: "its adapter was trained over another base than the engine's".to_owned(),
+            });
+        }
+        Ok(Some(lora))
     }
 
     fn adapter(&self) -> Result<&Lora, TrainerError> {
