@@ -26,6 +26,7 @@ use saved::Saved;
 
 /// What the gradient is wanted of.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub(crate) struct Wanted {
     /// The query, key and value projections.
     pub qkv: bool,

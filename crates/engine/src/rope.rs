@@ -185,6 +185,90 @@ impl RopeScaling {
             }
         }
     }
+
+    /// The scaling of Llama 3 that divides the plain frequencies of `config` by `divisors`, which is
+    /// how GGUF files tell it; `None` where all are 1. Only the products of its parameters can be
+    /// found again: the ramp begins at one rotation over the original context.
+    ///
+    /// # Errors
+    /// When no such scaling has these divisors.
+    pub(crate) fn from_divisors(
+        config: &ModelConfig,
+        divisors: &[f32],
+    ) -> Result<Option<Self>, String> {
+        let plain = plain_frequencies(config);
+        if divisors.len() != plain.len() {
+            return Err(format!("has {} divisors, expected {}", divisors.len(), plain.len()));
+        }
+        let near = |a: f32, b: f32| (a - b).abs() <= NEAR * b;
+        if divisors.iter().all(|d| near(*d, 1.0)) {
+            return Ok(None);
+        }
+        let factor = divisors.iter().copied().fold(0.0, f32::max);
+        // Rotations for a context of one, and the share of the plain frequency that is kept.
+        let points: Vec<(f64, f64)> = plain
+            .iter()
+            .zip(divisors)
+            .map(|(f, d)| {
+                let (factor, divisor) = (f64::from(factor), f64::from(*d));
+                (f64::from(*f) / TAU, (factor / divisor - 1.0) / (factor - 1.0))
+            })
+            .collect();
+        let fits = |scaling: &Self| {
+            let mut found = plain.clone();
+            scaling.validate().is_ok() && {
+                scaling.apply(config, &mut found);
+                found.iter().zip(&plain).zip(divisors).all(|((f, p), d)| near(p / f, *d))
+            }
+        };
+        let usual = Self::Llama3 {
+            factor: f64::from(factor),
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        let found = [Some(usual), ramp(f64::from(factor), &points)];
+        found.into_iter().flatten().find(fits).map(Some).ok_or_else(|| {
+            "divides the rotary frequencies as no scaling of Llama 3 does; take the model's Hugging \
+             Face directory"
+                .to_owned()
+        })
+    }
+}
+
+/// Relative difference of divisors that are taken for the same.
+const NEAR: f32 = 1e-4;
+
+/// The scaling whose ramp goes through these points, of rotations for a context of one and the share
+/// of the plain frequency that is kept.
+fn ramp(factor: f64, points: &[(f64, f64)]) -> Option<RopeScaling> {
+    let inside = |share: f64| (1e-3..1.0 - 1e-3).contains(&share);
+    let on_ramp: Vec<_> = points.iter().filter(|(_, share)| inside(*share)).collect();
+    let (context, high_freq_factor) = if let [(x, y), .., (x2, y2)] = on_ramp[..] {
+        // share = (context · x - 1) / (high - 1)
+        let slope = (y2 - y) / (x2 - x);
+        let width = 1.0 / (slope * x - y);
+        (slope * width, 1.0 + width)
+    } else {
+        // The fastest frequency that is stretched in full turns once.
+        let stretched = points.iter().filter(|(_, share)| *share < 1e-3).map(|(x, _)| *x);
+        let context = 1.0 / stretched.fold(f64::NAN, f64::max);
+        let width = on_ramp.first().map_or(3.0, |(x, y)| (context * x - 1.0) / y);
+        (context, 1.0 + width)
+    };
+    (context.is_finite() && context >= 0.5).then(|| RopeScaling::Llama3 {
+        factor,
+        low_freq_factor: 1.0,
+        high_freq_factor,
+        original_max_position_embeddings: context.round() as usize,
+    })
+}
+
+/// The frequencies without any scaling, in f32 as the reference has them: models learned with these
+/// very angles.
+fn plain_frequencies(config: &ModelConfig) -> Vec<f32> {
+    let (half, dim) = (config.head_dim / 2, config.head_dim as f32);
+    (0..half).map(|i| 1.0 / config.rope_theta.powf(2.0 * i as f32 / dim)).collect()
 }
 
 /// Cosines and sines of every position.
@@ -200,10 +284,7 @@ pub(crate) struct Rope {
 impl Rope {
     pub(crate) fn new(config: &ModelConfig) -> Self {
         let half = config.head_dim / 2;
-        // In f32 from here on, as the reference has it: models learned with these very angles.
-        let mut frequencies: Vec<f32> = (0..half)
-            .map(|i| 1.0 / config.rope_theta.powf(2.0 * i as f32 / config.head_dim as f32))
-            .collect();
+        let mut frequencies = plain_frequencies(config);
         let scale =
             config.rope_scaling.map_or(1.0, |scaling| scaling.apply(config, &mut frequencies));
         let angles = (0..config.max_position_embeddings)
@@ -245,5 +326,66 @@ impl Rope {
     fn at(&self, position: usize) -> (&[f32], &[f32]) {
         let range = position * self.half..(position + 1) * self.half;
         (&self.cos[range.clone()], &self.sin[range])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ModelType;
+
+    fn config(head_dim: usize) -> ModelConfig {
+        let mut config = crate::bench::shape("1m", 64).unwrap();
+        (config.head_dim, config.rope_theta, config.model_type) = (head_dim, 5e5, ModelType::Llama);
+        config
+    }
+
+    fn divisors(scaling: RopeScaling, config: &ModelConfig) -> Vec<f32> {
+        let plain = plain_frequencies(config);
+        let mut scaled = plain.clone();
+        scaling.apply(config, &mut scaled);
+        plain.iter().zip(scaled).map(|(p, s)| p / s).collect()
+    }
+
+    #[test]
+    fn scalings_are_found_again_from_their_divisors() {
+        for (head_dim, factor, low, high, context) in [
+            (128, 8.0, 1.0, 4.0, 8192),
+            (64, 32.0, 1.0, 4.0, 8192),
+            (128, 16.0, 2.0, 3.0, 4096),
+            (128, 4.0, 1.0, 16.0, 2048),
+            (4, 8.0, 1.0, 4.0, 32),
+        ] {
+            let config = config(head_dim);
+            let scaling = RopeScaling::Llama3 {
+                factor,
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original_max_position_embeddings: context,
+            };
+            let wanted = divisors(scaling, &config);
+            let found = RopeScaling::from_divisors(&config, &wanted).unwrap().unwrap();
+            for (a, b) in divisors(found, &config).iter().zip(&wanted) {
+                assert!((a - b).abs() <= 1e-4 * b, "{scaling:?}, {found:?}: {a} and {b}");
+            }
+            if (low, high, context) == (1.0, 4.0, 8192) {
+                assert_eq!(found, scaling);
+            }
+        }
+    }
+
+    #[test]
+    fn other_divisors_are_refused() {
+        let config = config(64);
+        assert_eq!(RopeScaling::from_divisors(&config, &[1.0; 32]), Ok(None));
+        assert!(
+            RopeScaling::from_divisors(&config, &[1.0; 3]).unwrap_err().contains("expected 32")
+        );
+        for wrong in [0.0, -2.0, f32::NAN, f32::INFINITY, 3.0] {
+            let mut divisors = [1.0; 32];
+            (divisors[3], divisors[20]) = (wrong, 8.0);
+            let found = RopeScaling::from_divisors(&config, &divisors);
+            assert!(found.unwrap_err().contains("Llama 3"), "{wrong}");
+        }
     }
 }

@@ -124,8 +124,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The architecture.
-pub(crate) fn config(header: &Header) -> Result<ModelConfig> {
+/// The architecture. `divisors` are those of [`ROPE_FACTORS`], where the file has that tensor.
+pub(crate) fn config(header: &Header, divisors: Option<&[f32]>) -> Result<ModelConfig> {
     let fields = Fields::new(header)?;
     let model_type = match fields.architecture {
         "llama" => ModelType::Llama,
@@ -156,7 +156,7 @@ pub(crate) fn config(header: &Header) -> Result<ModelConfig> {
     };
     let rms_norm_eps = fields.number("attention.layer_norm_rms_epsilon")?;
     let rope_theta = fields.number("rope.freq_base")?.unwrap_or(10_000.0) as f32;
-    let config = ModelConfig {
+    let mut config = ModelConfig {
         model_type,
         vocab_size: embedding.shape[0],
         hidden_size,
@@ -174,16 +174,18 @@ pub(crate) fn config(header: &Header) -> Result<ModelConfig> {
         rope_scaling: rope_scaling(&fields)?,
     };
     config.validate()?;
+    if let Some(divisors) = divisors {
+        let tensor = |reason: &str| format!("tensor {ROPE_FACTORS} {reason}");
+        if config.rope_scaling.is_some() {
+            return Err(tensor("lies beside another scaling of the rotary frequencies"));
+        }
+        config.rope_scaling =
+            RopeScaling::from_divisors(&config, divisors).map_err(|reason| tensor(&reason))?;
+    }
     Ok(config)
 }
 
 fn rope_scaling(fields: &Fields) -> Result<Option<RopeScaling>> {
-    if fields.header.tensors.contains_key(ROPE_FACTORS) {
-        return Err(format!(
-            "tensor {ROPE_FACTORS}: frequencies with factors of their own (Llama 3.1 and later) \
-             cannot be read from a GGUF file; take the model's Hugging Face directory"
-        ));
-    }
     let Some(kind) = fields.get("rope.scaling.type") else { return Ok(None) };
     let factor = fields.number("rope.scaling.factor")?;
     let factor =

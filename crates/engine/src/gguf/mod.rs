@@ -23,6 +23,9 @@ use read::{Header, TensorInfo, read_header};
 /// Elements of a piece; a multiple of every block.
 const PIECE: usize = 1 << 16;
 
+/// Rotary frequencies of a head at most.
+const MAX_DIVISORS: usize = 1 << 16;
+
 /// A GGUF file whose header was read and checked.
 #[derive(Debug)]
 pub struct GgufFile {
@@ -78,7 +81,23 @@ impl GgufFile {
     /// # Errors
     /// [`TrainerError::Checkpoint`] naming what is missing or not supported.
     pub fn config(&self) -> Result<ModelConfig, TrainerError> {
-        convert::config(&self.header).map_err(|reason| fail(&self.path, reason))
+        let divisors = self.rope_divisors()?;
+        convert::config(&self.header, divisors.as_deref())
+            .map_err(|reason| fail(&self.path, reason))
+    }
+
+    /// What Llama 3's rotary frequencies are divided by, where the file says so.
+    fn rope_divisors(&self) -> Result<Option<Vec<f32>>, TrainerError> {
+        let name = convert::ROPE_FACTORS;
+        let Some(info) = self.header.tensors.get(name) else { return Ok(None) };
+        let count: usize = info.shape.iter().product();
+        let bad = |reason: String| fail(&self.path, format!("tensor {name} {reason}"));
+        if count > MAX_DIVISORS || !count.is_multiple_of(info.kind.block().0) {
+            return Err(bad(format!("has {count} numbers, at most {MAX_DIVISORS} were expected")));
+        }
+        let mut divisors = vec![0.0; count];
+        self.read(info, 0, &mut divisors).map_err(|e| bad(format!("cannot be read: {e}")))?;
+        Ok(Some(divisors))
     }
 
     /// The tokenizer.
@@ -121,8 +140,8 @@ impl GgufFile {
     /// silence.
     pub(crate) fn check_tensors(&self, config: &ModelConfig) -> Result<(), TrainerError> {
         let layout = ParamLayout::new(config);
-        let known: BTreeSet<String> =
-            layout.tensors.iter().filter_map(|t| convert::gguf_name(&t.name)).collect();
+        let names = layout.tensors.iter().filter_map(|t| convert::gguf_name(&t.name));
+        let known: BTreeSet<String> = names.chain([convert::ROPE_FACTORS.to_owned()]).collect();
         let odd = self.header.tensors.keys().find(|name| !known.contains(*name));
         if let Some(name) = odd {
             return Err(fail(&self.path, format!("tensor {name} is not of this architecture")));

@@ -3,16 +3,17 @@
 Run after make_goldens.py, with numpy, gguf, torch, transformers and safetensors (the fixtures here
 came from gguf 0.19.0 and transformers 5.23.0):
 
-    python make_gguf.py
+    python make_gguf.py [MODEL]... # all fixtures, or only the files of these models
 
 gguf/dequant.gguf holds a tensor a quantization, of random blocks; gguf/dequant.safetensors what the
-gguf package makes of each. gguf/{llama,qwen2,qwen3}.gguf are the models of make_goldens.py, as
-llama.cpp's converter lays them out. sharded/ is qwen2 in bf16, split by transformers.
+gguf package makes of each. gguf/{llama,llama-llama3,qwen2,qwen3}.gguf are the models of
+make_goldens.py, as llama.cpp's converter lays them out. sharded/ is qwen2 in bf16, split by transformers.
 """
 
 import json
 import pathlib
 import shutil
+import sys
 
 import gguf
 import numpy as np
@@ -73,7 +74,8 @@ def interleave(weights, heads):
 
 def model(name):
     config = json.loads((HERE / name / "config.json").read_text())
-    writer = gguf.GGUFWriter(OUT / f"{name}.gguf", name)
+    architecture = name.split("-")[0]
+    writer = gguf.GGUFWriter(OUT / f"{name}.gguf", architecture)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -102,10 +104,22 @@ def model(name):
             _, _, layer, rest = tensor.split(".", 3)
             part, suffix = rest.rsplit(".", 1)
             to = f"blk.{layer}.{NAMES[part]}.{suffix}"
-            if name == "llama" and part in ("self_attn.q_proj", "self_attn.k_proj"):
+            if architecture == "llama" and part in ("self_attn.q_proj", "self_attn.k_proj"):
                 values = interleave(values, heads if "q_proj" in part else kv_heads)
         writer.add_tensor(to, np.ascontiguousarray(values))
+    if config["rope_parameters"]["rope_type"] == "llama3":
+        head_dim = config["hidden_size"] // heads
+        writer.add_tensor("rope_freqs.weight", rope_factors(config["rope_parameters"], head_dim))
     finish(writer)
+
+
+def rope_factors(rope, head_dim):
+    """What llama.cpp divides the frequencies by, in place of the scaling's parameters."""
+    plain = 1.0 / rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
+    rotations = rope["original_max_position_embeddings"] * plain / (2 * np.pi)
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    kept = np.clip((rotations - low) / (high - low), 0, 1)
+    return (1 / ((1 - kept) / rope["factor"] + kept)).astype(np.float32)
 
 
 def sharded():
@@ -118,7 +132,8 @@ def sharded():
 
 if __name__ == "__main__":
     OUT.mkdir(exist_ok=True)
-    dequant()
-    for model_name in ("llama", "qwen2", "qwen3"):
+    for model_name in sys.argv[1:] or ("llama", "llama-llama3", "qwen2", "qwen3"):
         model(model_name)
-    sharded()
+    if not sys.argv[1:]:
+        dequant()
+        sharded()
