@@ -213,6 +213,7 @@ pub(crate) fn generate(
         } else {
             derive_seed(sampling.seed, &["choice", &index.to_string()])
         },
+        ..SampleRequest::default()
     };
     let is_gone = || gone.is_set();
     let drawn = match on_token {

@@ -174,6 +174,7 @@ impl Plan {
             prompt_logprobs: self.prompt_logprobs && index == 0,
             params: SamplingParams { temperature: self.temperature },
             seed,
+            ..SampleRequest::default()
         })
     }
 
