@@ -3,8 +3,9 @@
 
 Every contender is a process that trains one step when it is told to. They take turns, step by
 step, so that other load on the machine falls on all of them; a row's figure is the best step of
-each, beside it tokens per CPU-second, which other load disturbs least. PyTorch is installed into
-a virtual environment where the interpreter has none.
+each, beside it tokens per CPU-second, which other load disturbs least. Rows whose steps take many
+seconds get fewer of them. PyTorch is installed into a virtual environment (--venv, the same as
+engine_sample_peers.py's) where the interpreter has none.
 
     cargo build --release -p patchwright-engine --example train_bench
     python3 bench/engine_train_peers.py [--rows train-5.8m-8x512-f32,…] [--steps 5] [--json]
@@ -12,11 +13,9 @@ a virtual environment where the interpreter has none.
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 import venv
 from pathlib import Path
@@ -36,6 +35,8 @@ SHAPES = {
     "smollm2": (576, 30, 9, 3, 1536, 49152),
 }
 THREADS = 2
+# Steps, and PyTorch's before them, of rows that are slow.
+FEW_STEPS = {"train-5.8m-1x8192-f32": (2, 1), "train-smollm2-1x2048-f32": (2, 1)}
 
 
 def parse(row):
@@ -146,8 +147,8 @@ def serve_torch(row, mode):
             best = min(best, time.perf_counter() - started)
         return 2 * 1536**3 / best / 1e9
 
-    step()
-    step()
+    for _ in range(FEW_STEPS.get(row, (0, 2))[1]):
+        step()
     print("ready", count * length, flush=True)
     for line in sys.stdin:
         if line.strip() == "step":
@@ -203,6 +204,7 @@ class Contender:
 
 
 def measure(row, python, ours, steps, modes):
+    steps = min(steps, FEW_STEPS.get(row, (steps, 0))[0])
     contenders = [Contender("patchwright", [ours, row])]
     for mode in modes:
         command = [python, __file__, "--serve", row, mode]
@@ -224,18 +226,19 @@ def measure(row, python, ours, steps, modes):
     return result
 
 
-def python_with_torch(given, packages):
+def python_with_torch(given, place, packages):
     """An interpreter that has PyTorch: the given one, this one, or that of a new environment."""
-    for candidate in filter(None, [given, sys.executable]):
+    python = Path(place) / "bin" / "python"
+    candidates = [given] if given else [sys.executable, python]
+    for candidate in filter(lambda candidate: Path(candidate).exists(), candidates):
         check = subprocess.run([candidate, "-c", "import torch"], capture_output=True, check=False)
         if check.returncode == 0:
-            return candidate
-        if given:
-            raise SystemExit(f"{given} has no PyTorch; leave --python out to install it")
-    place = Path(tempfile.gettempdir()) / f"engine-peers-{os.getuid()}"
-    python = place / "bin" / "python"
+            return str(candidate)
+    if given:
+        raise SystemExit(f"{given} has no PyTorch; leave --python out to install it")
     if not python.exists():
         venv.create(place, with_pip=True)
+    print(f"installing {', '.join(packages)} into {place}", file=sys.stderr)
     subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
     return str(python)
 
@@ -243,9 +246,10 @@ def python_with_torch(given, packages):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default=",".join(ROWS), help="rows, with commas between")
-    parser.add_argument("--steps", type=int, default=5, help="steps of each contender")
+    parser.add_argument("--steps", type=int, default=5, help="steps of each contender, at most")
     parser.add_argument("--modes", default="eager,compiled", help="PyTorch's, with commas between")
     parser.add_argument("--python", help="an interpreter that has PyTorch")
+    parser.add_argument("--venv", default=str(ROOT / "target/bench-venv"))
     parser.add_argument("--ours", default=str(ROOT / "target/release/examples/train_bench"))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", nargs=2, metavar=("ROW", "MODE"), help=argparse.SUPPRESS)
@@ -258,7 +262,7 @@ def main():
             f"{arguments.ours} is missing; run "
             "`cargo build --release -p patchwright-engine --example train_bench`"
         )
-    python = python_with_torch(arguments.python, ["torch", "numpy"])
+    python = python_with_torch(arguments.python, arguments.venv, ["torch", "numpy"])
     results = {}
     for row in arguments.rows.split(","):
         modes = arguments.modes.split(",")

@@ -4,6 +4,7 @@
 //! gradients that are ready by then; its projection over blocks of rows; the rest of the weight
 //! gradients. A weight gradient is shared out by its rows, a key/value head by ranges of its keys.
 
+mod parts;
 mod saved;
 
 use std::ops::Range;
@@ -14,14 +15,14 @@ use patchwright_core::TrainingSample;
 use crate::attention::{BackwardHead, KEY_RANGE};
 use crate::config::ModelConfig;
 use crate::forward::final_norm_backward;
-use crate::kernels::gemm::PANEL;
 use crate::kernels::math;
-use crate::kernels::outer::{OUTER_ROWS, Side, Strips, add_outer};
-use crate::microbatch::{Detail, Kept, Learning, Plan, ThreadScratch, Workspace, chunks};
+use crate::kernels::outer::{Side, Strips};
+use crate::microbatch::{Detail, Kept, Learning, Plan, Workspace, chunks};
 use crate::params::LayerRanges;
 use crate::team::{RowsMut, Team};
 use crate::weights::{PackedLayer, Weights};
 
+use parts::{Part, columns, outer_parts, run_simple};
 use saved::Saved;
 
 /// What the gradient is wanted of.
@@ -71,25 +72,6 @@ pub(crate) struct BackwardBuffers {
     /// Of queries and keys before the rotation, `[t][queries | keys]`; used where there are head
     /// norms.
     d_rotated: Vec<f32>,
-}
-
-/// A part of a round of attention and weight gradients.
-enum Part<'a> {
-    /// A range of keys of a unit.
-    Keys { unit: usize, range: Range<usize>, d_kv: &'a mut [f32] },
-    /// Rows of a weight gradient, from `first` on.
-    Outer { operands: &'a [(&'a Strips, &'a Strips)], first: usize, gradient: &'a mut [f32] },
-    /// Columns of a norm's gradient, from `first` on.
-    Norm { x: &'a [f32], inv_rms: &'a [f32], first: usize, gradient: &'a mut [f32] },
-    /// The gradient of a head norm, of `heads` rows a token.
-    HeadNorm {
-        raw: (&'a [f32], usize),
-        inv_rms: &'a [f32],
-        d_out: (&'a [f32], usize),
-        gradient: &'a mut [f32],
-    },
-    /// Columns of a bias's gradient, from `first` on.
-    Bias { operands: &'a [(&'a Strips, &'a Strips)], first: usize, gradient: &'a mut [f32] },
 }
 
 /// The gradient of a unit's queries, which ranges of keys add to in their order.
@@ -175,19 +157,14 @@ impl Workspace {
         let mut d_normed = RowsMut::new(d_normed, config.hidden_size);
         let mut d_attended = RowsMut::new(d_attended, config.query_width());
         let mut d_sum = RowsMut::new(d_sum, config.num_attention_heads);
-        let mut parts = Vec::new();
-        for (block, operands) in plan.blocks.iter().zip(blocks) {
-            let rows = chunks(block).map(|chunk| {
-                let n = chunk.len();
-                (chunk, d_stream.take(n), d_normed.take(n), d_attended.take(n), d_sum.take(n))
-            });
-            parts.push((block, operands, rows.collect::<Vec<_>>()));
-        }
+        let parts = block_parts(plan, blocks, |n| {
+            (d_stream.take(n), d_normed.take(n), d_attended.take(n), d_sum.take(n))
+        });
         let (kept, detail) = (&all[kept], &details[detail]);
         let saved = Saved { plan, weights, layer, packed, wanted, kept, detail };
         team.each(threads, parts, |scratch, (block, operands, rows)| {
             operands.reshape_first(weights, block.len(), wanted);
-            for (chunk, d_stream, d_normed, d_attended, d_sum) in rows {
+            for (chunk, (d_stream, d_normed, d_attended, d_sum)) in rows {
                 let at = chunk.start - block.start;
                 saved.feed_forward_chunk(&chunk, at, operands, (d_stream, d_normed), scratch);
                 saved.output_chunk(&chunk, at, operands, (d_stream, d_attended, d_sum), scratch);
@@ -265,14 +242,8 @@ impl Workspace {
         let mut d_stream = RowsMut::new(d_stream, config.hidden_size);
         let mut d_normed = RowsMut::new(d_normed, config.hidden_size);
         let mut d_rotated = RowsMut::new(d_rotated, rotated_width(weights));
-        let mut parts = Vec::new();
-        for (block, operands) in plan.blocks.iter().zip(blocks) {
-            let rows = chunks(block).map(|chunk| {
-                let n = chunk.len();
-                (chunk, (d_stream.take(n), d_normed.take(n), d_rotated.take(n)))
-            });
-            parts.push((block, operands, rows.collect::<Vec<_>>()));
-        }
+        let parts =
+            block_parts(plan, blocks, |n| (d_stream.take(n), d_normed.take(n), d_rotated.take(n)));
         let (kept, detail) = (&all[kept], &details[detail]);
         let saved = Saved { plan, weights, layer, packed, wanted, kept, detail };
         team.each(threads, parts, |scratch, (block, operands, rows)| {
@@ -397,38 +368,23 @@ impl Turns<'_> {
     }
 }
 
-impl Part<'_> {
-    /// Whatever is no part of attention. `d_normed` is the gradient of the norm's output, `[t][h]`.
-    fn run(self, d_normed: &[f32], hidden: usize) {
-        match self {
-            Part::Keys { .. } => {}
-            Part::Outer { operands, first, gradient } => add_outer(operands, first, gradient),
-            Part::Norm { x, inv_rms, first, gradient } => {
-                math::rms_norm_weight_backward(x, inv_rms, d_normed, hidden, first, gradient);
-            }
-            Part::HeadNorm { raw: (raw, ldr), inv_rms, d_out: (d_out, ldd), gradient } => {
-                let rows = d_out.len().div_ceil(ldd);
-                let heads = inv_rms.len() / rows;
-                math::head_norm_backward((raw, ldr), inv_rms, (d_out, ldd), heads, gradient);
-            }
-            Part::Bias { operands, first, gradient } => {
-                for (a, _) in operands {
-                    a.add_columns(first, gradient);
-                }
-            }
-        }
-    }
-}
+/// A block, room for its operands, and its chunks with what they own.
+type BlockPart<'a, R> = (&'a Range<usize>, &'a mut BlockOperands, Vec<(Range<usize>, R)>);
 
-/// A round without attention.
-fn run_simple(
-    team: &Team,
-    threads: &mut [ThreadScratch],
-    parts: Vec<Part>,
-    d_normed: &[f32],
-    hidden: usize,
-) {
-    team.each(threads, parts, |_, part| part.run(d_normed, hidden));
+/// The blocks, as parts of a round; `take` gives the next so many rows.
+fn block_parts<'a, R>(
+    plan: &'a Plan,
+    blocks: &'a mut [BlockOperands],
+    mut take: impl FnMut(usize) -> R,
+) -> Vec<BlockPart<'a, R>> {
+    let with_chunks = |(block, operands): (&'a Range<usize>, _)| {
+        let rows = chunks(block).map(|chunk| {
+            let rows = take(chunk.len());
+            (chunk, rows)
+        });
+        (block, operands, rows.collect())
+    };
+    plan.blocks.iter().zip(blocks).map(with_chunks).collect()
 }
 
 /// Ranges of keys of all units. Those that wait for others come later.
@@ -471,26 +427,6 @@ fn backward_head<'a>(
         head_at: unit.kv_head * shape.group,
         precision: weights.precision,
     }
-}
-
-/// Parts of a weight gradient, `[rows][columns]`.
-fn outer_parts<'a>(
-    operands: &'a [(&'a Strips, &'a Strips)],
-    gradient: &'a mut [f32],
-    columns: usize,
-    parts: &mut Vec<Part<'a>>,
-) {
-    let rows = gradient.chunks_mut(OUTER_ROWS * columns).enumerate();
-    parts.extend(rows.map(|(i, gradient)| Part::Outer {
-        operands,
-        first: i * OUTER_ROWS,
-        gradient,
-    }));
-}
-
-/// Parts of a vector's gradient with their places.
-fn columns(gradient: &mut [f32]) -> impl Iterator<Item = (usize, &mut [f32])> {
-    gradient.chunks_mut(4 * PANEL).enumerate().map(|(i, gradient)| (i * 4 * PANEL, gradient))
 }
 
 /// Places of several tensors in the gradient.

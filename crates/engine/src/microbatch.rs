@@ -258,7 +258,7 @@ impl Workspace {
             std::mem::swap(&mut self.stream, &mut self.kept[kept].input);
             self.project(team, weights, layer);
             self.attend(team, weights, layer);
-            self.finish(team, weights, layer);
+            self.after_attention(team, weights, layer, false);
         }
         self.normalise(team, weights);
         let result = self.predict(team, weights, samples, learning.as_mut());
@@ -336,15 +336,22 @@ impl Workspace {
         });
     }
 
-    /// From what attention gave to the stream after the layer.
-    fn finish(&mut self, team: &Team, weights: &Weights, layer: usize) {
+    /// Computes a layer's [`Detail`] again, from what is kept of it.
+    pub(crate) fn compute_again(&mut self, team: &Team, weights: &Weights, layer: usize) {
+        self.project(team, weights, layer);
+        self.after_attention(team, weights, layer, true);
+    }
+
+    /// From what attention gave to the stream after the layer, or, `again`, to the layer's
+    /// [`Detail`] only.
+    fn after_attention(&mut self, team: &Team, weights: &Weights, layer: usize, again: bool) {
         let config = &weights.model.config;
         let (hidden, ffn, queries) =
             (config.hidden_size, config.intermediate_size, config.query_width());
         let (kept, detail) = self.places(layer);
         let Self { plan, kept: all, details, threads, stream, .. } = self;
         let kept = &all[kept];
-        let mut stream = RowsMut::new(stream, hidden);
+        let mut stream = RowsMut::new(stream, if again { 0 } else { hidden });
         let rows = details[detail].split(weights, &plan.chunks);
         let parts = plan
             .chunks
@@ -362,32 +369,11 @@ impl Workspace {
                 hidden: fit(&mut scratch.c, chunk.len() * ffn),
             };
             let input = &kept.input[chunk.start * hidden..chunk.end * hidden];
-            finish_rows(weights, layer, input, attended, &mut to, out, matmul);
-        });
-    }
-
-    /// Computes a layer's [`Detail`] again, from what is kept of it.
-    pub(crate) fn compute_again(&mut self, team: &Team, weights: &Weights, layer: usize) {
-        self.project(team, weights, layer);
-        let config = &weights.model.config;
-        let (hidden, queries) = (config.hidden_size, config.query_width());
-        let (kept, detail) = self.places(layer);
-        let Self { plan, kept: all, details, threads, .. } = self;
-        let kept = &all[kept];
-        let rows = details[detail].split(weights, &plan.chunks);
-        let parts = plan.chunks.iter().zip(rows).collect();
-        team.each(threads, parts, |scratch, (chunk, rows): (&Range<usize>, DetailRows)| {
-            let attended = fit(&mut scratch.a, chunk.len() * queries);
-            plan.gather_attended(config, &kept.attended, chunk, attended);
-            let mut to = FinishRows {
-                middle: rows.middle,
-                middle_inv_rms: rows.middle_inv_rms,
-                middle_normed: fit(&mut scratch.b, chunk.len() * hidden),
-                gate_up: rows.gate_up,
-                hidden: &mut [],
-            };
-            let input = &kept.input[chunk.start * hidden..chunk.end * hidden];
-            gate_rows(weights, layer, input, attended, &mut to, matmul);
+            if again {
+                gate_rows(weights, layer, input, attended, &mut to, matmul);
+            } else {
+                finish_rows(weights, layer, input, attended, &mut to, out, matmul);
+            }
         });
     }
 

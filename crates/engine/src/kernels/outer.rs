@@ -138,45 +138,38 @@ pub(crate) fn add_outer(blocks: &[(&Strips, &Strips)], first: usize, c: &mut [f3
             let rows = TILE_ROWS.min(m - row);
             let c = &mut c[row * n..][..rows * n];
             let strip = (first + row) / TILE_ROWS;
+            let shape = (rows, n, strip);
             match a.precision {
                 Precision::F32 => {
-                    let (k, stride) = (a.rows, a.rows * TILE_ROWS);
-                    arch().dispatch(Product {
-                        a: View {
-                            data: &a.numbers[strip * stride..],
-                            row_stride: 1,
-                            k_stride: TILE_ROWS,
-                        },
-                        b: Panels { data: &b.numbers, ld: PANEL, stride: k * PANEL },
-                        c,
-                        ldc: n,
-                        m: rows,
-                        n,
-                        k,
-                        into: Into::Add,
-                    });
+                    let product = strip_product(&a.numbers, &b.numbers, a.rows, shape, c);
+                    arch().dispatch(product);
                 }
                 Precision::Bf16 => {
-                    let k = a.rows.div_ceil(2);
-                    let stride = k * TILE_ROWS;
-                    Product {
-                        a: View {
-                            data: &a.pairs[strip * stride..],
-                            row_stride: 1,
-                            k_stride: TILE_ROWS,
-                        },
-                        b: Panels { data: &b.pairs, ld: PANEL, stride: k * PANEL },
-                        c,
-                        ldc: n,
-                        m: rows,
-                        n,
-                        k,
-                        into: Into::Add,
-                    }
-                    .run();
+                    strip_product(&a.pairs, &b.pairs, a.rows.div_ceil(2), shape, c).run();
                 }
             }
         }
+    }
+}
+
+/// `C[m][n] += Aᵀ · B` for one strip of `A` and all of `B`, of `k` elements each.
+fn strip_product<'a, E>(
+    a: &'a [E],
+    b: &'a [E],
+    k: usize,
+    (m, n, strip): (usize, usize, usize),
+    c: &'a mut [f32],
+) -> Product<'a, E> {
+    let a = &a[strip * k * TILE_ROWS..];
+    Product {
+        a: View { data: a, row_stride: 1, k_stride: TILE_ROWS },
+        b: Panels { data: b, ld: PANEL, stride: k * PANEL },
+        c,
+        ldc: n,
+        m,
+        n,
+        k,
+        into: Into::Add,
     }
 }
 
