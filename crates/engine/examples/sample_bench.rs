@@ -94,6 +94,7 @@ fn smollm2() -> ModelConfig {
         rope_theta: 100_000.0,
         rms_norm_eps: 1e-5,
         tie_word_embeddings: true,
+        attention_bias: false,
         rope_scaling: None,
     }
 }

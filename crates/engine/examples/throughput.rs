@@ -41,6 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         rope_theta: 10_000.0,
         rms_norm_eps: 1e-6,
         tie_word_embeddings: true,
+        attention_bias: false,
         rope_scaling: None,
     };
     let options = EngineOptions::default();

@@ -181,7 +181,7 @@ impl Workspace {
         (gradient, wanted): (&mut [f32], Wanted),
     ) {
         let config = &weights.model.config;
-        let LayerRanges { output, gate_up, down, post_norm, .. } =
+        let LayerRanges { output, output_bias, gate_up, down, post_norm, .. } =
             &weights.model.layout.layers[layer].only(wanted);
         let (kept, detail) = self.places(layer);
         let Self { plan, kept: all, details, back, threads, .. } = self;
@@ -194,12 +194,18 @@ impl Workspace {
         let (of_down, of_gate_up, of_output) =
             (pairs(|b| &b.down), pairs(|b| &b.gate_up), pairs(|b| &b.output));
         let mut parts = key_parts(config, plan, d_kv);
-        let [d_output, d_post_norm, d_gate_up, d_down] =
-            disjoint(gradient, [output, post_norm, gate_up, down]);
+        let bias = output_bias.as_ref().unwrap_or(&(0..0));
+        let [d_output, d_bias, d_post_norm, d_gate_up, d_down] =
+            disjoint(gradient, [output, bias, post_norm, gate_up, down]);
         let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
         outer_parts(&of_gate_up, d_gate_up, hidden, &mut parts);
         outer_parts(&of_down, d_down, ffn, &mut parts);
         outer_parts(&of_output, d_output, config.query_width(), &mut parts);
+        parts.extend(columns(d_bias).map(|(first, gradient)| Part::Bias {
+            operands: &of_output,
+            first,
+            gradient,
+        }));
         let (x, inv_rms) = (&detail.middle[..], &detail.middle_inv_rms[..]);
         parts.extend(columns(d_post_norm).map(|(first, gradient)| Part::Norm {
             x,
@@ -337,7 +343,7 @@ impl BlockOperands {
         let pairs = [
             (&mut self.down, hidden, ffn, wanted.down),
             (&mut self.gate_up, 2 * ffn, hidden, wanted.gate_up),
-            (&mut self.output, hidden, config.query_width(), wanted.output),
+            (&mut self.output, hidden, config.query_width(), wanted.output || wanted.others),
         ];
         for ((left, right), m, n, _) in pairs.into_iter().filter(|(.., wanted)| *wanted) {
             left.reshape(Side::Left, rows, m, weights.precision);

@@ -18,7 +18,8 @@ const MAX_ANGLES: usize = 1 << 30;
 /// Layers at most.
 const MAX_LAYERS: usize = 1 << 12;
 
-/// The family members this engine knows. They differ in biases and norms only.
+/// The family members this engine knows. They differ in biases and norms only; Qwen 3 and Llama may
+/// have [biases](ModelConfig::attention_bias) too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelType {
@@ -67,6 +68,10 @@ pub struct ModelConfig {
     pub rms_norm_eps: f32,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
+    /// Whether all four projections of attention have biases. Qwen 2 has those of queries, keys and
+    /// values always, and never this.
+    #[serde(default)]
+    pub attention_bias: bool,
     /// How the rotary frequencies are stretched; `None` leaves them plain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_scaling: Option<RopeScaling>,
@@ -146,9 +151,7 @@ impl ModelConfig {
         if raw.hidden_act != "silu" {
             return Err(format!("hidden_act {:?} is not supported (silu is)", raw.hidden_act));
         }
-        // Qwen 2 always has the bias and no field for it.
         let unsupported = [
-            ("attention_bias", raw.attention_bias && model_type != ModelType::Qwen2),
             ("mlp_bias", raw.mlp_bias),
             ("use_sliding_window", raw.use_sliding_window),
             ("layer_types", raw.layer_types.iter().any(|kind| kind != "full_attention")),
@@ -180,6 +183,8 @@ impl ModelConfig {
             rope_theta: raw.rope_theta.or(nested_theta.map(|t| t as f32)).unwrap_or(10_000.0),
             rms_norm_eps: raw.rms_norm_eps,
             tie_word_embeddings: raw.tie_word_embeddings,
+            // Qwen 2 always has its biases and no field for them.
+            attention_bias: raw.attention_bias && model_type != ModelType::Qwen2,
             rope_scaling,
         };
         config.validate()?;
@@ -191,6 +196,9 @@ impl ModelConfig {
     /// # Errors
     /// Which number does not, and why.
     pub fn validate(&self) -> Result<(), String> {
+        if self.attention_bias && self.model_type == ModelType::Qwen2 {
+            return Err("attention_bias is not for Qwen 2, which has its own biases".to_owned());
+        }
         let counts = [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
@@ -284,11 +292,16 @@ impl ModelConfig {
             "torch_dtype": dtype.torch_name(),
         });
         if self.model_type != ModelType::Qwen2 {
-            json["attention_bias"] = Value::Bool(false);
+            json["attention_bias"] = self.attention_bias.into();
         }
         let mut text = format!("{json:#}");
         text.push('\n');
         text
+    }
+
+    /// Whether queries, keys and values have biases.
+    pub(crate) fn has_qkv_bias(&self) -> bool {
+        self.model_type == ModelType::Qwen2 || self.attention_bias
     }
 
     /// Width of all query heads together.
@@ -336,6 +349,7 @@ mod tests {
             rope_theta: 10_000.0,
             rms_norm_eps: 1e-6,
             tie_word_embeddings: true,
+            attention_bias: false,
             rope_scaling: None,
         }
     }
@@ -343,7 +357,8 @@ mod tests {
     #[test]
     fn json_round_trip() {
         for model_type in [ModelType::Qwen3, ModelType::Qwen2, ModelType::Llama] {
-            let config = ModelConfig { model_type, ..tiny() };
+            let attention_bias = model_type == ModelType::Llama;
+            let config = ModelConfig { model_type, attention_bias, ..tiny() };
             assert_eq!(ModelConfig::parse(&config.to_json()).unwrap(), config);
             assert!(config.to_json().contains("\"rms_norm_eps\": 1e-6,"), "{}", config.to_json());
         }
@@ -358,7 +373,7 @@ mod tests {
         };
         assert!(edit("model_type", "gpt2".into()).contains("gpt2"));
         assert!(edit("hidden_act", "gelu".into()).contains("gelu"));
-        assert!(edit("attention_bias", true.into()).contains("attention_bias"));
+        assert!(edit("mlp_bias", true.into()).contains("mlp_bias"));
         let dynamic = serde_json::json!({"rope_type": "dynamic", "factor": 4.0});
         assert!(edit("rope_scaling", dynamic.clone()).contains("rope_scaling: unknown variant"));
         assert!(edit("rope_parameters", dynamic).contains("rope_parameters"));

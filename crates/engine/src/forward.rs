@@ -247,9 +247,13 @@ pub(crate) fn gate_rows(
 ) {
     let Model { config, layout, .. } = &*weights.model;
     let packed = &weights.layers[layer];
-    let norm = &weights.params[layout.layers[layer].post_norm.clone()];
+    let ranges = &layout.layers[layer];
+    let norm = &weights.params[ranges.post_norm.clone()];
     to.middle.copy_from_slice(input);
     matmul(attended, &packed.output, to.middle, Into::Add);
+    if let Some(bias) = &ranges.output_bias {
+        math::add_bias(to.middle, &weights.params[bias.clone()]);
+    }
     math::rms_norm(to.middle, norm, config.rms_norm_eps, to.middle_normed, to.middle_inv_rms);
     matmul(to.middle_normed, &packed.gate_up, to.gate_up, Into::Set);
 }

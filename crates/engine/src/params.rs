@@ -58,6 +58,8 @@ pub(crate) struct LayerRanges {
     /// `[hidden][queries]`.
     pub output: Range<usize>,
     /// `[hidden]`.
+    pub output_bias: Option<Range<usize>>,
+    /// `[hidden]`.
     pub post_norm: Range<usize>,
     /// `[gate | up][hidden]`.
     pub gate_up: Range<usize>,
@@ -89,6 +91,7 @@ impl LayerRanges {
             qkv_bias: self.qkv_bias.clone().filter(|_| wanted.others),
             qk_norm: self.qk_norm.clone().filter(|_| wanted.others),
             output: pick(&self.output, wanted.output),
+            output_bias: self.output_bias.clone().filter(|_| wanted.others),
             post_norm: pick(&self.post_norm, wanted.others),
             gate_up: pick(&self.gate_up, wanted.gate_up),
             down: pick(&self.down, wanted.down),
@@ -123,7 +126,7 @@ impl ParamLayout {
                 let q = at("self_attn.q_proj.weight", &[queries, hidden], TensorKind::Matrix);
                 at("self_attn.k_proj.weight", &[keys, hidden], TensorKind::Matrix);
                 let v = at("self_attn.v_proj.weight", &[keys, hidden], TensorKind::Matrix);
-                let qkv_bias = (config.model_type == ModelType::Qwen2).then(|| {
+                let qkv_bias = config.has_qkv_bias().then(|| {
                     let q = at("self_attn.q_proj.bias", &[queries], TensorKind::Bias);
                     at("self_attn.k_proj.bias", &[keys], TensorKind::Bias);
                     let v = at("self_attn.v_proj.bias", &[keys], TensorKind::Bias);
@@ -136,6 +139,9 @@ impl ParamLayout {
                 });
                 let output =
                     at("self_attn.o_proj.weight", &[hidden, queries], TensorKind::Residual);
+                let output_bias = config
+                    .attention_bias
+                    .then(|| at("self_attn.o_proj.bias", &[hidden], TensorKind::Bias));
                 let post_norm = at("post_attention_layernorm.weight", &[hidden], TensorKind::Norm);
                 let gate = at("mlp.gate_proj.weight", &[ffn, hidden], TensorKind::Matrix);
                 let up = at("mlp.up_proj.weight", &[ffn, hidden], TensorKind::Matrix);
@@ -146,6 +152,7 @@ impl ParamLayout {
                     qkv_bias,
                     qk_norm,
                     output,
+                    output_bias,
                     post_norm,
                     gate_up: gate.start..up.end,
                     down,

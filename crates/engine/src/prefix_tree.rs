@@ -271,6 +271,7 @@ mod tests {
             rope_theta: 1e4,
             rms_norm_eps: 1e-6,
             tie_word_embeddings: true,
+            attention_bias: false,
             rope_scaling: None,
         }))
     }

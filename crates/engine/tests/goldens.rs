@@ -156,3 +156,8 @@ fn linear_rope() {
 fn llama3_rope() {
     check("llama-llama3");
 }
+
+#[test]
+fn llama_with_biases_agrees_with_pytorch() {
+    check("llama-bias");
+}

@@ -30,6 +30,7 @@ fn eight_thousand_tokens_need_neither_length_squared_nor_length_times_vocabulary
         rope_theta: 1e6,
         rms_norm_eps: 1e-6,
         tie_word_embeddings: true,
+        attention_bias: false,
         rope_scaling: None,
     };
     let samples = random_samples(1, &[length], config.vocab_size);

@@ -135,6 +135,7 @@ fn base_policy(dir: &Path, provider: &dyn SandboxProvider) {
         rope_theta: 10_000.0,
         rms_norm_eps: 1e-6,
         tie_word_embeddings: true,
+        attention_bias: false,
         rope_scaling: None,
     };
     let mut trainer = Engine::new(config, 1, EngineOptions::default()).unwrap().trainer;

@@ -81,7 +81,7 @@ impl Saved<'_> {
         matmul(d_stream, &self.packed.output, d_attended, Into::Set);
         let attended = fit(&mut scratch.a, d_attended.len());
         self.plan.gather_attended(config, &self.kept.attended, chunk, attended);
-        if self.wanted.output {
+        if self.wanted.output || self.wanted.others {
             operands.output.0.write(at, d_stream);
             operands.output.1.write(at, attended);
         }

@@ -68,6 +68,7 @@ pub fn shape(name: &str, max_position_embeddings: usize) -> Result<ModelConfig, 
         rope_theta: 10_000.0,
         rms_norm_eps: 1e-6,
         tie_word_embeddings: true,
+        attention_bias: false,
         rope_scaling: None,
     })
 }

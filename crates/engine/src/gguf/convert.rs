@@ -171,6 +171,8 @@ pub(crate) fn config(header: &Header, divisors: Option<&[f32]>) -> Result<ModelC
         rope_theta,
         rms_norm_eps: rms_norm_eps.ok_or("attention.layer_norm_rms_epsilon: is missing")? as f32,
         tie_word_embeddings: !header.tensors.contains_key("output.weight"),
+        attention_bias: model_type != ModelType::Qwen2
+            && header.tensors.contains_key("blk.0.attn_output.bias"),
         rope_scaling: rope_scaling(&fields)?,
     };
     config.validate()?;

@@ -25,6 +25,7 @@ pub fn config(model_type: ModelType, tied: bool) -> ModelConfig {
         rope_theta: 10_000.0,
         rms_norm_eps: 1e-6,
         tie_word_embeddings: tied,
+        attention_bias: false,
         rope_scaling: None,
     }
 }

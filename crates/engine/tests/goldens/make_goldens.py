@@ -50,6 +50,9 @@ MODELS = {
     "llama": lambda: LlamaForCausalLM(
         LlamaConfig(**SIZES, rope_theta=5e5, rms_norm_eps=1e-5, tie_word_embeddings=False)
     ),
+    "llama-bias": lambda: LlamaForCausalLM(
+        LlamaConfig(**SIZES, attention_bias=True, rope_theta=1e4, tie_word_embeddings=True)
+    ),
     "qwen2-yarn": lambda: Qwen2ForCausalLM(
         Qwen2Config(
             **SIZES,

@@ -125,6 +125,7 @@ impl PretrainConfig {
             rope_theta: 10_000.0,
             rms_norm_eps: 1e-6,
             tie_word_embeddings: true,
+            attention_bias: false,
             rope_scaling: None,
         }
     }
