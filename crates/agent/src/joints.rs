@@ -20,6 +20,16 @@ pub(crate) enum Role {
     Assistant,
 }
 
+impl From<Role> for patchwright_core::Role {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::System => Self::System,
+            Role::User => Self::User,
+            Role::Assistant => Self::Assistant,
+        }
+    }
+}
+
 impl Role {
     fn name(self) -> &'static str {
         match self {

@@ -23,14 +23,19 @@ pub enum FormatError {
 /// # Errors
 /// [`FormatError`] when there is no, more than one, or a malformed command.
 pub fn parse_message(style: CommandStyle, message: &str) -> Result<Command, FormatError> {
+    command::parse(&command_text(style, message)?)
+}
+
+/// The text of a message's one command.
+pub(crate) fn command_text(style: CommandStyle, message: &str) -> Result<String, FormatError> {
     match style {
-        CommandStyle::Bare => command::parse(message),
+        CommandStyle::Bare => Ok(message.to_owned()),
         CommandStyle::Fenced => {
             let blocks = command_blocks(message)?;
-            let mut blocks = blocks.iter().filter(|block| !block.trim().is_empty());
+            let mut blocks = blocks.into_iter().filter(|block| !block.trim().is_empty());
             match (blocks.next(), blocks.next()) {
                 (None, _) => Err(FormatError::NoCommand),
-                (Some(block), None) => command::parse(block),
+                (Some(block), None) => Ok(block),
                 (Some(_), Some(_)) => Err(FormatError::SeveralCommands),
             }
         }

@@ -11,7 +11,7 @@ use patchwright_core::{
 use serde::{Deserialize, Serialize};
 
 use crate::git::base_commit_only;
-use crate::parse::{FormatError, parse_message};
+use crate::parse::{FormatError, command_text, parse_message};
 use crate::profile::say;
 use crate::render::Renderer;
 use crate::tools::{Step, Workspace};
@@ -187,6 +187,7 @@ impl Agent<'_> {
             self.renderer.prompt(task, &config.workdir, config.demonstration).map_err(engine)?;
         self.trajectory.num_prompt_tokens = prompt.tokens.len();
         self.trajectory.prompt = prompt.text;
+        self.trajectory.messages = prompt.messages;
         self.append(&prompt.tokens);
 
         let mut num_errors = 0;
@@ -213,7 +214,20 @@ impl Agent<'_> {
             };
             let delta = (!ended).then(|| self.renderer.delta(stopped, &text, &observation));
             let finish_reason = completion.finish_reason;
-            self.trajectory.turns.push(Turn { text, observation, outcome, sampled, finish_reason });
+            let command = match outcome {
+                TurnOutcome::Executed | TurnOutcome::Submitted => {
+                    command_text(self.renderer.profile().command_style, &text).unwrap_or_default()
+                }
+                TurnOutcome::FormatError | TurnOutcome::Truncated => String::new(),
+            };
+            self.trajectory.turns.push(Turn {
+                text,
+                command,
+                observation,
+                outcome,
+                sampled,
+                finish_reason,
+            });
 
             if outcome == TurnOutcome::Submitted {
                 return Ok(RolloutStatus::Submitted);

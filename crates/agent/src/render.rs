@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use minijinja::Value;
-use patchwright_core::{TaskInstance, TokenSpan, Trajectory};
+use patchwright_core::{Message, TaskInstance, TokenSpan, Trajectory};
 
 use crate::chat::ChatTemplate;
 use crate::joints::{JointError, Joints, Role, Said};
@@ -23,6 +23,8 @@ pub struct Prompt {
     pub text: String,
     /// The tokens.
     pub tokens: Vec<u32>,
+    /// The messages that it is made of, without their framing.
+    pub messages: Vec<Message>,
 }
 
 /// A profile with the tokenizer that it is rendered with.
@@ -156,7 +158,15 @@ impl Renderer {
                 Piece::Framing(text) | Piece::Text(text) => *text,
             })
             .collect();
-        Ok(Prompt { text, tokens: self.tokenizer.encode_pieces(&pieces) })
+        let messages = said.iter().map(|(role, text)| Message {
+            role: (*role).into(),
+            content: (*text).to_owned(),
+        });
+        Ok(Prompt {
+            text,
+            tokens: self.tokenizer.encode_pieces(&pieces),
+            messages: messages.collect(),
+        })
     }
 
     /// What follows a sampled turn of the text `turn`: its stop token if the model did not draw it,
@@ -259,6 +269,7 @@ impl Renderer {
             sampler_logprobs,
             num_prompt_tokens: new,
             prompt: prompt.text,
+            messages: prompt.messages,
             turns,
         })
     }

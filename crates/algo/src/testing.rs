@@ -21,6 +21,7 @@ pub fn rollout(
         trajectory.sampler_logprobs.extend([-0.5, -0.25, 0.0]);
         trajectory.turns.push(Turn {
             text: String::new(),
+            command: String::new(),
             observation: String::new(),
             outcome: if index < num_format_errors {
                 TurnOutcome::FormatError

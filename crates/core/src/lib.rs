@@ -15,7 +15,8 @@ pub mod trainer;
 
 pub use patch::{FileChange, Patch, PatchError};
 pub use rollout::{
-    FailureClass, Rollout, RolloutGroup, RolloutStatus, TokenSpan, Trajectory, Turn, TurnOutcome,
+    FailureClass, Message, Role, Rollout, RolloutGroup, RolloutStatus, TokenSpan, Trajectory, Turn,
+    TurnOutcome,
 };
 pub use sampler::{Completion, FinishReason, SampleRequest, Sampler, SamplerError, SamplingParams};
 pub use sandbox::{

@@ -28,11 +28,37 @@ pub struct TokenSpan {
     pub end: usize,
 }
 
+/// Who says a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Whoever sets the rules.
+    System,
+    /// The issue, and in most templates the observations.
+    User,
+    /// The model.
+    Assistant,
+    /// A tool's answer, in templates that have such messages.
+    Tool,
+}
+
+/// A message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who says it.
+    pub role: Role,
+    /// What is said, without the template's framing.
+    pub content: String,
+}
+
 /// One assistant message and the observation that answered it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Turn {
     /// The sampled text, decoded (reasoning and command).
     pub text: String,
+    /// The command that was found in it and ran; empty where none did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub command: String,
     /// The observation as shown to the model; empty after a submission.
     pub observation: String,
     /// What became of it.
@@ -54,6 +80,9 @@ pub struct Trajectory {
     pub num_prompt_tokens: usize,
     /// The prompt as text.
     pub prompt: String,
+    /// The prompt as messages; empty where they are not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub messages: Vec<Message>,
     /// The turns, in order.
     pub turns: Vec<Turn>,
 }

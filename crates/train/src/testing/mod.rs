@@ -287,6 +287,7 @@ fn turns(task: &Task, spec: &RolloutSpec, sampler: &dyn Sampler) -> Rollout {
         trajectory.sampler_logprobs.extend(&completion.logprobs);
         trajectory.turns.push(Turn {
             text: format!("token {}", completion.tokens[0]),
+            command: String::new(),
             observation: "ok".into(),
             outcome: TurnOutcome::Executed,
             sampled: TokenSpan { start, end: start + 1 },
