@@ -158,10 +158,9 @@ impl Renderer {
                 Piece::Framing(text) | Piece::Text(text) => *text,
             })
             .collect();
-        let messages = said.iter().map(|(role, text)| Message {
-            role: (*role).into(),
-            content: (*text).to_owned(),
-        });
+        let messages = said
+            .iter()
+            .map(|(role, text)| Message { role: (*role).into(), content: (*text).to_owned() });
         Ok(Prompt {
             text,
             tokens: self.tokenizer.encode_pieces(&pieces),

@@ -356,7 +356,7 @@ mod tests {
     fn tokens_and_log_probabilities_are_written() {
         let steps = document(&rollouts()[0], &origin(), true)["steps"].clone();
         assert_eq!(steps[2]["metrics"]["completion_token_ids"], json!([103, 104, 105]));
-        assert_eq!(steps[2]["metrics"]["prompt_token_ids"], json!([100, 101, 102]));
+        assert_eq!(steps[2]["metrics"]["prompt_token_ids"], json!([u32::MAX, 101, 102]));
         assert_eq!(steps[2]["metrics"]["logprobs"], json!([-0.5, -0.25, -1.0]));
         assert_eq!(steps[3].get("tool_calls"), None, "a format error called nothing");
     }

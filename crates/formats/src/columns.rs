@@ -19,7 +19,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::data_type::{
     BoolType, ByteArray, ByteArrayType, DataType, FloatType, Int32Type, Int64Type,
 };
-use parquet::errors::ParquetError;
+pub use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
@@ -208,7 +208,7 @@ mod tests {
         assert_eq!(rows[0].get_string(0).unwrap(), "owner__repo-1");
         assert!(rows[0].get_bool(5).unwrap());
         let tokens: Vec<_> = rows[0].get_list(12).unwrap().elements().to_vec();
-        assert_eq!(tokens[0], Field::UInt(100));
+        assert_eq!(tokens[0], Field::UInt(u32::MAX));
         assert_eq!(tokens.len(), 13);
         let sampled = rows[0].get_list(13).unwrap().elements().to_vec();
         let sampled: Vec<_> = sampled.iter().map(|field| *field == Field::Bool(true)).collect();

@@ -1,7 +1,8 @@
-//! Our own: a rollout a line, with tokens and log-probabilities, as JSON.
+//! Our own: a rollout a line, with tokens and log-probabilities, as JSON; files that end in `.zst`
+//! are compressed.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 
 use patchwright_core::Rollout;
@@ -32,7 +33,7 @@ pub fn read(
     path: &Path,
 ) -> Result<impl Iterator<Item = Result<Rollout, FormatError>> + use<>, FormatError> {
     let name = path.to_owned();
-    let mut lines = BufReader::new(File::open(path).map_err(FormatError::io(path))?);
+    let mut lines = open(path).map_err(FormatError::io(path))?;
     let mut number = 0;
     Ok(std::iter::from_fn(move || {
         loop {
@@ -50,6 +51,18 @@ pub fn read(
             }
         }
     }))
+}
+
+fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
+    let file = File::open(path)?;
+    Ok(if path.extension().is_some_and(|extension| extension == "zst") {
+        let mut decoder = zstd::Decoder::new(file)?;
+        // 128 MiB: what the format's own tools accept.
+        decoder.window_log_max(27)?;
+        Box::new(BufReader::new(decoder))
+    } else {
+        Box::new(BufReader::new(file))
+    })
 }
 
 fn parse(line: &[u8]) -> Result<Rollout, String> {
@@ -91,6 +104,11 @@ mod tests {
         write(&mut bytes, &rollouts()).unwrap();
         std::fs::write(&path, bytes).unwrap();
         let read: Vec<_> = read(&path).unwrap().collect::<Result<_, _>>().unwrap();
+        assert_eq!(read, rollouts());
+        let zst = dir.path().join("rollouts.jsonl.zst");
+        std::fs::write(&zst, zstd::encode_all(&*std::fs::read(&path).unwrap(), 3).unwrap())
+            .unwrap();
+        let read: Vec<_> = super::read(&zst).unwrap().collect::<Result<_, _>>().unwrap();
         assert_eq!(read, rollouts());
     }
 

@@ -218,11 +218,8 @@ fn turn(step: Step) -> Turn {
         Some("submit") => TurnOutcome::Submitted,
         Some(_) => TurnOutcome::Executed,
     });
-    let text = if step.response.is_empty() {
-        step.thought.unwrap_or_default()
-    } else {
-        step.response
-    };
+    let text =
+        if step.response.is_empty() { step.thought.unwrap_or_default() } else { step.response };
     Turn {
         text,
         command,

@@ -17,6 +17,7 @@ pub mod events;
 pub mod history;
 pub mod images;
 pub mod journal;
+mod kept;
 pub mod learn;
 pub mod metrics;
 pub mod pipeline;

@@ -73,6 +73,7 @@ pub fn rl_stage(
             seed: recipe.run.seed,
             observer,
             cancel,
+            keep: run.keep(),
         },
         recipe: &recipe,
         stage,

@@ -9,6 +9,7 @@
 //! Results come in the order of the jobs, whatever order they finish in, and each rollout draws
 //! from a stream named by its place (stage, iteration, instance, sibling): timing has no say.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,6 +18,7 @@ use patchwright_core::{PolicyVersion, Rollout, derive_seed};
 use crate::environment::{Environment, RolloutSpec, Task};
 use crate::error::TrainError;
 use crate::events::{CancelToken, Observer, RolloutFinished, RunEvent};
+use crate::kept;
 use crate::recipe::InfrastructureRecipe;
 
 /// Names the live rollouts of the process.
@@ -64,6 +66,8 @@ pub struct RolloutEngine<'a> {
     pub observer: &'a dyn Observer,
     /// Set when the run is to stop.
     pub cancel: &'a CancelToken,
+    /// Where finished batches are kept whole, if they are.
+    pub keep: Option<PathBuf>,
 }
 
 /// What the workers of one batch share.
@@ -80,7 +84,8 @@ impl RolloutEngine<'_> {
     /// # Errors
     /// [`TrainError::Infrastructure`] when more than `max_failed_fraction` of the jobs failed in
     /// the infrastructure after their retries (the rest is not started then);
-    /// [`TrainError::Cancelled`] when the run was cancelled.
+    /// [`TrainError::Cancelled`] when the run was cancelled; [`TrainError::Io`] when the batch
+    /// cannot be kept.
     pub fn run(&self, spec: &BatchSpec, jobs: &[Job]) -> Result<Vec<Rollout>, TrainError> {
         let shared = Shared {
             next: AtomicUsize::new(0),
@@ -107,7 +112,11 @@ impl RolloutEngine<'_> {
                 detail: detail.unwrap_or_default(),
             });
         }
-        Ok(results.into_iter().flatten().collect())
+        let rollouts: Vec<Rollout> = results.into_iter().flatten().collect();
+        if let Some(dir) = &self.keep {
+            kept::write(dir, spec, &rollouts)?;
+        }
+        Ok(rollouts)
     }
 
     fn work(&self, spec: &BatchSpec, jobs: &[Job], shared: &Shared) {

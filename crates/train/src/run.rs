@@ -1,6 +1,7 @@
 //! What every program of a run works with.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use patchwright_core::{PolicyVersion, Rollout, RolloutGroup, Sampler, Trainer};
@@ -73,7 +74,13 @@ impl Run<'_> {
             seed: self.recipe.run.seed,
             observer: self.observer,
             cancel: self.cancel,
+            keep: self.keep(),
         }
+    }
+
+    /// Where whole rollouts are kept, if the recipe says so.
+    pub fn keep(&self) -> Option<PathBuf> {
+        self.recipe.run.keep_rollouts.then(|| self.dir.rollouts())
     }
 
     /// Adds a group to the journal and to the solve history.

@@ -125,6 +125,11 @@ impl RunDir {
         self.path.join("journal.jsonl")
     }
 
+    /// `rollouts/`, with whole rollouts where the recipe keeps them.
+    pub fn rollouts(&self) -> PathBuf {
+        self.path.join("rollouts")
+    }
+
     /// `metrics.jsonl`.
     pub fn metrics(&self) -> PathBuf {
         self.path.join("metrics.jsonl")

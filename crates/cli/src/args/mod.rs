@@ -4,6 +4,7 @@
 #![expect(clippy::doc_markdown, reason = "docstrings of arguments are read in a terminal")]
 
 mod bench;
+mod export;
 mod images;
 mod models;
 mod sandbox;
@@ -16,6 +17,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use bench::{BenchCommand, BenchEngineArgs, BenchSandboxArgs, Peer};
+pub use export::{ExportRolloutsArgs, RolloutFormat};
 pub use images::{
     ImagesCommand, ImagesGcArgs, ImagesListArgs, ImagesLoadArgs, ImagesPullArgs, ImagesRemoveArgs,
     StoreArgs,
@@ -64,6 +66,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Let the agent work on tasks and grade what it did
     Rollout(RolloutArgs),
+    /// Write rollouts in the formats of others: ATIF, .traj, chat, Parquet, predictions
+    Export(ExportRolloutsArgs),
     /// Make and show task sets
     #[command(subcommand)]
     Tasks(TasksCommand),
@@ -221,7 +225,8 @@ pub struct RecipeArgs {
 #[command(after_help = "Examples:\n  \
     patchwright rollout --tasks tasks.jsonl\n  \
     patchwright rollout --tasks tasks.jsonl --instance org__repo-1 --json\n  \
-    patchwright rollout --tasks tasks.jsonl --script script.json\n\n\
+    patchwright rollout --tasks tasks.jsonl --script script.json\n  \
+    patchwright rollout --tasks tasks.jsonl --out rollouts.jsonl\n\n\
     A script drives the agent without a model: a JSON object from instance ids to the texts of\n\
     its turns, in the form of the recipe's prompt profile, such as\n  \
     {\"org__repo-1\": [\"```command\\nls\\n```\", \"```command\\nsubmit\\n```\"]}\n\
@@ -240,6 +245,9 @@ pub struct RolloutArgs {
     /// Only this instance; may be repeated
     #[arg(long = "instance", value_name = "ID")]
     pub instances: Vec<String>,
+    /// Writes whole rollouts, with tokens and log-probabilities, to a new file, for `export`
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
     /// Prints each rollout as a line of JSON instead of the table
     #[arg(long)]
     pub json: bool,

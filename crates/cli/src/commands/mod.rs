@@ -3,6 +3,7 @@
 mod bench;
 mod doctor;
 mod eval;
+mod export;
 mod images;
 mod models;
 mod policy;
@@ -28,6 +29,7 @@ pub fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Rollout(args) => rollout::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Tasks(TasksCommand::Generate(args)) => tasks::generate(&args),
         Command::Tasks(TasksCommand::Show(args)) => tasks::show(&args),
         Command::Tasks(TasksCommand::Import(args)) => tasks::import(&args),

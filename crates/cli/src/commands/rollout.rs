@@ -46,10 +46,17 @@ pub fn run(args: &RolloutArgs) -> Result<ExitCode, CliError> {
     *workers = MAX_WORKERS.min(*workers);
     let instances = tasks::chosen(tasks::read(&args.tasks)?, &args.instances, &args.tasks)?;
     let script = args.script.as_deref().map(|path| read_script(path, &instances)).transpose()?;
+    if let Some(out) = args.out.as_deref().filter(|out| out.exists()) {
+        let out = out.display();
+        return Err(CliError::usage(format!("--out {out}: is there already; name a new file")));
+    }
     let progress = Arc::new(Progress::to_stderr());
     let result = roll_out(args, recipe, instances, script, &progress);
     progress.finish();
     let rollouts = result?;
+    if let Some(out) = &args.out {
+        keep(out, &rollouts)?;
+    }
     show(&rollouts, args.json)?;
     let failed = rollouts.iter().filter(|rollout| rollout.solved.is_none()).count();
     if failed > 0 {
@@ -105,6 +112,7 @@ fn roll_out(
         seed: recipe.run.seed,
         observer,
         cancel,
+        keep: None,
     };
     Ok(engine.run(&spec, &jobs)?)
 }
@@ -115,6 +123,16 @@ fn announce(observer: &dyn Observer, num_rollouts: usize) {
     observer.event(&RunEvent::StageStarted { plan, first_iteration: 0 });
     let stage = STAGE.to_owned();
     observer.event(&RunEvent::RolloutsStarted { stage, iteration: 0, num_rollouts });
+}
+
+/// Writes whole rollouts to the new file `out`.
+fn keep(out: &Path, rollouts: &[Rollout]) -> Result<(), CliError> {
+    let written = std::fs::File::create_new(out).and_then(|file| {
+        let mut file = std::io::BufWriter::new(file);
+        patchwright_formats::native::write(&mut file, rollouts)?;
+        file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()
+    });
+    written.map_err(|error| CliError::failed(format!("--out {}: {error}", out.display())))
 }
 
 /// A line of `--json`: a rollout as journals have it.

@@ -65,11 +65,14 @@ pub struct RunRecipe {
     pub name: String,
     /// Seed of every random decision of training and evaluation. The task sets have their own.
     pub seed: u64,
+    /// Whether every rollout is kept whole, with its tokens and log-probabilities, in the run's
+    /// `rollouts/`, for `patchwright export`.
+    pub keep_rollouts: bool,
 }
 
 impl Default for RunRecipe {
     fn default() -> Self {
-        Self { name: "embedded".into(), seed: 0 }
+        Self { name: "embedded".into(), seed: 0, keep_rollouts: false }
     }
 }
 
