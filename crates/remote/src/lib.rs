@@ -5,3 +5,4 @@ pub mod http;
 pub mod replicas;
 pub mod sampler;
 pub mod sync;
+pub mod tinker;

@@ -19,6 +19,7 @@ use crate::run::World;
 use crate::task_sets::{TaskSets, task_sets};
 
 mod policy;
+mod tinker;
 
 pub use policy::Policy;
 

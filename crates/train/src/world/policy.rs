@@ -30,10 +30,7 @@ impl Policy {
                 "sampler",
                 "only the trainer's own sampler is there in this version: set sampler = \"trainer\"",
             )),
-            (TrainerKind::Tinker, _) => Err(TrainError::setup(
-                "trainer",
-                "only the embedded trainer is there in this version: set trainer = \"embedded\"",
-            )),
+            (TrainerKind::Tinker, _) => super::tinker::policy(recipe, checkpoint),
         }
     }
 }
