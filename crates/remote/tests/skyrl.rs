@@ -3,6 +3,7 @@
 //! model's directory, which is the base model's name too) and `PATCHWRIGHT_TINKER_CHECKPOINTS` (where
 //! the server keeps its adapters) are set, which `cargo xtask real-engines` does.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -25,11 +26,7 @@ struct Place {
 
 fn place() -> Option<Place> {
     let var = |name: &str| std::env::var(format!("PATCHWRIGHT_TINKER_{name}")).ok();
-    Some(Place {
-        url: var("URL")?,
-        model: var("MODEL")?,
-        checkpoints: var("CHECKPOINTS")?.into(),
-    })
+    Some(Place { url: var("URL")?, model: var("MODEL")?, checkpoints: var("CHECKPOINTS")?.into() })
 }
 
 fn connect(place: &Place, reduction: Option<Reduction>) -> (TinkerTrainer, Arc<TinkerSampler>) {
@@ -56,7 +53,8 @@ fn newest_adapter(place: &Place, to: &Path) {
         .lines()
         .filter(|line| line.contains("sampler_weights"))
         .max_by(|a, b| {
-            let time = |line: &str| line.split(' ').next().unwrap_or("").parse::<f64>().unwrap_or(0.0);
+            let time =
+                |line: &str| line.split(' ').next().unwrap_or("").parse::<f64>().unwrap_or(0.0);
             time(a).total_cmp(&time(b))
         })
         .and_then(|line| line.split_once(' '))
@@ -81,8 +79,7 @@ fn newest_adapter(place: &Place, to: &Path) {
 
 fn embedded(place: &Place, adapter: &Path) -> EmbeddedTrainer {
     let options = EngineOptions { num_threads: 1, ..EngineOptions::default() };
-    let mut trainer =
-        Engine::load(Path::new(&place.model), options).expect("loads").into_parts().0;
+    let mut trainer = Engine::load(Path::new(&place.model), options).expect("loads").into_parts().0;
     trainer.load_adapter(adapter).expect("adapter");
     trainer
 }
@@ -96,8 +93,7 @@ impl Objective for Surrogate {
     fn token_loss(&self, sample: &TrainingSample, t: usize, logprob: f32) -> TokenLoss {
         let advantage = sample.advantages[t];
         let ratio = (logprob - sample.sampler_logprobs[t]).exp();
-        let clipped =
-            if advantage > 0.0 { ratio > 1.28 } else { ratio < 0.8 };
+        let clipped = if advantage > 0.0 { ratio > 1.28 } else { ratio < 0.8 };
         let bounded = if clipped { ratio.clamp(0.8, 1.28) } else { ratio };
         TokenLoss {
             loss: -bounded * advantage / self.num_tokens,
@@ -139,11 +135,42 @@ fn largest(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
         .fold(0.0, |most, d| if d > most || d.is_nan() { d } else { most })
 }
 
+/// Tensors of an adapter by name.
+type Tensors = BTreeMap<String, Vec<f32>>;
+
+/// The gradient of an adapter whose projections of one input share one `A`, as `SkyRL`'s do (it
+/// writes it out under each name): the sum of the gradients that each would have of its own. And its
+/// norm, a shared matrix counted once.
+fn tied(parameters: &Tensors, mut gradient: Tensors) -> (Tensors, f32) {
+    let mut squares = 0.0f64;
+    for group in [&["q_proj", "k_proj", "v_proj"][..], &["gate_proj", "up_proj"]] {
+        let firsts = gradient
+            .keys()
+            .filter(|name| name.contains(group[0]) && name.contains("lora_A"))
+            .cloned()
+            .collect::<Vec<_>>();
+        for first in firsts {
+            let names: Vec<String> = group.iter().map(|m| first.replace(group[0], m)).collect();
+            if names.iter().any(|name| parameters[name] != parameters[&first]) {
+                continue;
+            }
+            let mut sum = vec![0.0; gradient[&first].len()];
+            for name in &names {
+                sum.iter_mut().zip(&gradient[name]).for_each(|(s, g)| *s += g);
+            }
+            let shared: f64 = sum.iter().map(|g| f64::from(*g).powi(2)).sum();
+            squares -= (names.len() - 1) as f64 * shared;
+            for name in names {
+                gradient.insert(name, sum.clone());
+            }
+        }
+    }
+    squares += gradient.values().flatten().map(|g| f64::from(*g).powi(2)).sum::<f64>();
+    (gradient, squares.sqrt() as f32)
+}
+
 /// `|a - b| / |b|` over all of an adapter.
-fn relative(
-    a: &std::collections::BTreeMap<String, Vec<f32>>,
-    b: &std::collections::BTreeMap<String, Vec<f32>>,
-) -> f32 {
+fn relative(a: &Tensors, b: &Tensors) -> f32 {
     let (mut apart, mut size) = (0.0f64, 0.0f64);
     for (name, values) in b {
         for (x, y) in a[name].iter().zip(values) {
@@ -190,13 +217,15 @@ fn losses_and_gradients_agree_with_the_embedded_engine() {
     let theirs = remote.forward_backward(&batch, &objective).expect("forward_backward");
     let logprobs = largest(&ours.logprobs, &theirs.logprobs);
     let loss = (ours.loss - theirs.loss).abs() as f32;
-    assert_eq!((ours.num_loss_tokens, ours.num_clipped), (theirs.num_loss_tokens, theirs.num_clipped));
+    assert_eq!(
+        (ours.num_loss_tokens, ours.num_clipped),
+        (theirs.num_loss_tokens, theirs.num_clipped)
+    );
     assert!(ours.num_clipped > 0, "the clip is part of what is compared");
     let linear = AdamParams { lr: 1e3, beta1: 0.0, beta2: 0.0, eps: 1e4, ..adam };
-    let gradient = local.adapter_gradients().expect("adapter");
     let before = local.adapter_parameters().expect("adapter");
+    let (gradient, our_norm) = tied(&before, local.adapter_gradients().expect("adapter"));
     let their_norm = remote.optim_step(&linear).expect("step").grad_norm;
-    let our_norm = local.optim_step(&linear).expect("step").grad_norm;
     let norm = (our_norm - their_norm).abs() / our_norm;
     assert_eq!(remote.publish().expect("publishes"), PolicyVersion(2));
     newest_adapter(&place, &temp.path().join("2"));

@@ -153,6 +153,8 @@ fn completion(
         logprobs,
         entropies: Vec::new(),
         prompt_logprobs,
+        num_cached_tokens: response.prompt_cache_hit_tokens as usize,
+        top_logprobs: Vec::new(),
         finish_reason,
         policy_version: version,
         policy_versions,
