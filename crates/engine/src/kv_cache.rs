@@ -198,7 +198,12 @@ impl CachedSequence {
         layer: usize,
         kv_head: usize,
     ) -> PagedKeyValues<'_> {
-        PagedKeyValues { pages: &self.pages, shape, at: shape.head_at(layer, kv_head), next: None }
+        PagedKeyValues {
+            pages: &self.pages,
+            shape,
+            at: shape.head_at(layer, kv_head),
+            next: [None; BLOCKS_AHEAD],
+        }
     }
 }
 
@@ -216,14 +221,15 @@ pub(crate) struct PagedKeyValues<'a> {
     pages: &'a [Arc<Page>],
     shape: PageShape,
     at: usize,
-    /// First keys of the head that is asked for next, if that is known.
-    next: Option<&'a [f32]>,
+    /// First keys of the head that is asked for next, as far as that is known.
+    next: [Option<&'a [f32]>; BLOCKS_AHEAD],
 }
 
 impl<'a> PagedKeyValues<'a> {
     /// The same, knowing what is asked for next.
     pub(crate) fn before(self, next: Option<Self>) -> Self {
-        Self { next: next.and_then(|next| next.keys(0..1).next()), ..self }
+        let mut keys = next.into_iter().flat_map(|next| next.keys(0..next.pages.len()));
+        Self { next: std::array::from_fn(|_| keys.next()), ..self }
     }
 
     fn keys(&self, pages: Range<usize>) -> impl Iterator<Item = &'a [f32]> + use<'a> {
@@ -249,7 +255,8 @@ impl KeyValues for PagedKeyValues<'_> {
         let ld = panels.len() * PANEL;
         let (num_panels, values) =
             (padded(self.shape.head_dim) / PANEL, self.values(panels.clone()));
-        let ahead = self.values(panels).skip(BLOCKS_AHEAD).chain(self.next);
+        let next = self.next.into_iter().flatten();
+        let ahead = self.values(panels).skip(BLOCKS_AHEAD).chain(next);
         multiply_sum((probs, ld, rows), num_panels, values, ahead, out, into);
     }
 }
