@@ -222,9 +222,9 @@ impl Model {
     }
 
     /// Lets the server forget the model.
-    pub(super) fn unload(self, client: &TinkerClient) -> Result<(), TinkerError> {
+    pub(super) fn unload(&self, client: &TinkerClient) -> Result<(), TinkerError> {
         let what = "unload_model";
-        let body = json::UnloadModel { model_id: self.id, kind: json::kinds::UnloadModel };
+        let body = json::UnloadModel { model_id: self.id.clone(), kind: json::kinds::UnloadModel };
         let future = client.start(what, paths::UNLOAD_MODEL, &body, &never)?;
         client.wait_json::<serde_json::Value>(what, &future).map(|_| ())
     }

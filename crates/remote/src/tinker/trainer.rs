@@ -32,6 +32,10 @@ pub struct TinkerTrainer {
     findings: Findings,
     session: Session,
     model: Model,
+    /// Models that are not needed any more. They are only unloaded when the server has no room for
+    /// another: unloading makes some (`SkyRL` 0.4 on several processes) mix models up, and all are
+    /// forgotten with the session.
+    old_models: Vec<Model>,
     /// Models and sampling sessions of the session so far.
     num_models: u32,
     num_sampling_sessions: u32,
@@ -67,23 +71,21 @@ pub fn open(options: TinkerOptions) -> Result<(TinkerTrainer, Arc<TinkerSampler>
         packed: config.proto_compress_fwdbwd,
     };
     let session = Session::begin(&client, options.heartbeat)?;
-    let mut num_models = 0;
+    let (mut num_models, mut old_models) = (0, Vec::new());
     let findings = match (options.reduction, options.clips_gradients) {
         (Some(reduction), Some(clips_gradients)) => Findings { reduction, clips_gradients },
         (reduction, clips) => {
             let mut scratch = Model::create(&client, session.id(), num_models, &options)?;
             num_models += 1;
-            let found = probe::run(&client, &mut scratch, &chunking);
-            // One model at a time is all that some servers have room for.
-            scratch.unload(&client)?;
-            let found = found?;
+            let found = probe::run(&client, &mut scratch, &chunking)?;
+            old_models.push(scratch);
             Findings {
                 reduction: reduction.unwrap_or(found.reduction),
                 clips_gradients: clips.unwrap_or(found.clips_gradients),
             }
         }
     };
-    let mut model = Model::create(&client, session.id(), num_models, &options)?;
+    let mut model = create_with_room(&client, session.id(), num_models, &options, &mut old_models)?;
     let published = model.publish(&client, session.id(), 0)?;
     let served = Served {
         version: PolicyVersion(0),
@@ -98,6 +100,7 @@ pub fn open(options: TinkerOptions) -> Result<(TinkerTrainer, Arc<TinkerSampler>
         findings,
         session,
         model,
+        old_models,
         num_models: num_models + 1,
         num_sampling_sessions: 1,
         num_saves: 0,
@@ -147,6 +150,25 @@ fn check_options(client: &TinkerClient, options: &TinkerOptions) -> Result<usize
     }
 }
 
+/// Creates a model; when the server refuses, once more without those that are not needed.
+fn create_with_room(
+    client: &TinkerClient,
+    session_id: &str,
+    model_seq_id: u32,
+    options: &TinkerOptions,
+    old_models: &mut Vec<Model>,
+) -> Result<Model, TinkerError> {
+    match Model::create(client, session_id, model_seq_id, options) {
+        Err(TinkerError::Failed { .. }) if !old_models.is_empty() => {
+            for old in old_models.drain(..) {
+                old.unload(client)?;
+            }
+            Model::create(client, session_id, model_seq_id, options)
+        }
+        made => made,
+    }
+}
+
 impl TinkerTrainer {
     /// How the server adds losses up.
     pub fn reduction(&self) -> Reduction {
@@ -190,6 +212,7 @@ impl TinkerTrainer {
         self.session = Session::begin(&self.client, self.options.heartbeat)?;
         self.num_models = 0;
         self.num_sampling_sessions = 0;
+        self.old_models.clear();
         self.model = self.new_model()?;
         if let Some(path) = self.saved.clone() {
             self.model.load(&self.client, &path, true)?;
@@ -200,19 +223,26 @@ impl TinkerTrainer {
     }
 
     fn new_model(&mut self) -> Result<Model, TinkerError> {
-        let model = Model::create(&self.client, self.session.id(), self.num_models, &self.options)?;
+        let session = self.session.id();
+        let num_models = self.num_models;
         self.num_models += 1;
-        Ok(model)
+        let old = &mut self.old_models;
+        create_with_room(&self.client, session, num_models, &self.options, old)
     }
 
     /// Replaces the model by a new one with saved weights: a model may load only before anything
     /// else.
     fn reload(&mut self, path: &str, optimizer: bool) -> Result<(), TinkerError> {
-        let mut model = self.new_model()?;
+        let mut model = match self.new_model() {
+            // The weights are saved, so the model itself may make room.
+            Err(TinkerError::Failed { .. }) => {
+                self.model.unload(&self.client)?;
+                self.new_model()?
+            }
+            made => made?,
+        };
         model.load(&self.client, path, optimizer)?;
-        let old = std::mem::replace(&mut self.model, model);
-        // The server forgets it with the session at the latest.
-        let _ = old.unload(&self.client);
+        self.old_models.push(std::mem::replace(&mut self.model, model));
         self.pending.clear();
         Ok(())
     }

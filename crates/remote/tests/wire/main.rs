@@ -6,3 +6,5 @@ mod replicas;
 mod samplers;
 mod server;
 mod sync;
+mod tinker;
+mod tinker_server;

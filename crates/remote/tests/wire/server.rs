@@ -41,6 +41,8 @@ pub enum Reply {
     Json(u16, Value),
     /// Status, one header, text.
     Text(u16, Option<(&'static str, &'static str)>, String),
+    /// Content type and body.
+    Bytes(&'static str, Vec<u8>),
     /// Closes the connection without a byte.
     Drop,
     /// Promises the whole JSON, sends half of it, closes.
@@ -138,6 +140,12 @@ fn answer(mut stream: &TcpStream, reply: Reply) -> bool {
             let header = header.map(|(name, value)| format!("{name}: {value}\r\n"));
             let text = head(status, &header.unwrap_or_default(), body.len()) + &body;
             stream.write_all(text.as_bytes()).is_ok()
+        }
+        Reply::Bytes(content_type, body) => {
+            let header = format!("content-type: {content_type}\r\n");
+            let mut bytes = head(200, &header, body.len()).into_bytes();
+            bytes.extend(body);
+            stream.write_all(&bytes).is_ok()
         }
         Reply::Drop => false,
         Reply::Half(value) => {
