@@ -12,6 +12,7 @@
 
 mod auth;
 mod error;
+pub mod gateway;
 mod guard;
 mod http;
 mod limits;

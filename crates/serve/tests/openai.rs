@@ -23,13 +23,21 @@ struct Rig {
 
 fn rig(limits: ServerLimits) -> Rig {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/base");
+    rig_of(&dir, "base", limits)
+}
+
+fn rig_of(dir: &Path, name: &str, limits: ServerLimits) -> Rig {
     let options = EngineOptions { num_threads: 1, ..EngineOptions::default() };
-    let sampler: Arc<dyn Sampler> = Engine::load(&dir, options).unwrap().sampler();
-    let text = Arc::new(ModelText::from_dir(&dir).unwrap());
+    let engine = Engine::load(dir, options).unwrap();
+    let text = Arc::new(ModelText::from_dir(dir).unwrap());
+    if let Some(bytes) = text.token_bytes() {
+        engine.sampler().set_token_bytes(bytes.to_vec()).unwrap();
+    }
+    let sampler: Arc<dyn Sampler> = engine.sampler();
     let metrics = Arc::new(Metrics::default());
     let token = BearerToken::new(SECRET).unwrap();
     let served = openai::Served::new(Arc::clone(&sampler), Arc::clone(&text));
-    let models = [("base".to_owned(), served)].into();
+    let models = [(name.to_owned(), served)].into();
     let routes = openai::router(models, Work::new(limits.max_samples), Arc::clone(&metrics));
     let router = Guard::new(Some(token.clone()), limits, metrics).protect(routes);
     let address = "127.0.0.1:0".parse().unwrap();
@@ -228,4 +236,32 @@ fn a_client_that_goes_away_frees_its_place() {
     // 64 000 tokens take minutes; one that is withdrawn takes none.
     assert!(started.elapsed() < std::time::Duration::from_secs(20));
     rig.server.stop();
+}
+
+/// Of `PATCHWRIGHT_OPENAI_VENV` (`scripts/sdk_venvs.sh`), on the base policy, and on `SmolLM2` of
+/// `PATCHWRIGHT_MODELS` (`scripts/real_models.sh`) if it is there.
+#[test]
+fn the_official_package_is_at_home() {
+    let Some(venv) = std::env::var_os("PATCHWRIGHT_OPENAI_VENV") else {
+        eprintln!("skipped: PATCHWRIGHT_OPENAI_VENV is not set (scripts/sdk_venvs.sh)");
+        return;
+    };
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut models = vec![("base", here.join("../../models/base"))];
+    if let Some(dir) = std::env::var_os("PATCHWRIGHT_MODELS") {
+        models.push(("smollm2", Path::new(&dir).join("smollm2")));
+    }
+    for (name, dir) in models {
+        let rig = rig_of(&dir, name, ServerLimits::default());
+        let output = std::process::Command::new(Path::new(&venv).join("bin/python"))
+            .arg(here.join("tests/python/openai_sdk.py"))
+            .env("MODEL", name)
+            .env("OPENAI_BASE_URL", format!("http://{}/v1", rig.server.address()))
+            .env("OPENAI_API_KEY", SECRET)
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{name}: {told}");
+        println!("{}", String::from_utf8_lossy(&output.stdout));
+    }
 }

@@ -2,6 +2,7 @@
 //! begins with the text of an earlier prompt and its completion begins with their tokens.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::text::{ModelText, Rendered};
@@ -13,9 +14,20 @@ const MAX_ENTRIES: usize = 256;
 #[derive(Debug, Default)]
 pub(crate) struct History {
     entries: Mutex<VecDeque<Rendered>>,
+    overflowed: AtomicBool,
 }
 
 impl History {
+    /// A prompt left no room in the context.
+    pub(crate) fn note_overflow(&self) {
+        self.overflowed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether one did.
+    pub(crate) fn has_overflowed(&self) -> bool {
+        self.overflowed.load(Ordering::Relaxed)
+    }
+
     /// Notes a completion.
     pub(crate) fn push(&self, text: &ModelText, prompt: &Rendered, sampled: &[u32]) {
         let marked = format!("{}{}", prompt.marked, text.marked_completion(sampled));

@@ -147,6 +147,29 @@ async fn complete_chat(State(api): State<Api>, body: Bytes) -> Result<Response, 
     chat::answer(&name, served, &api.shared, fields).await
 }
 
+/// Answers a chat completion of a model that the caller has found; the request's own `model` is
+/// only a name.
+pub(crate) async fn answer_chat(
+    served: Served,
+    shared: &Arc<Shared>,
+    body: &[u8],
+) -> Result<Response, ApiError> {
+    let mut fields = fields::Fields::read(body)?;
+    let name: String = fields.take("model")?.ok_or_else(|| missing("model"))?;
+    chat::answer(&name, served, shared, fields).await
+}
+
+/// [`answer_chat`] for a completion.
+pub(crate) async fn answer_completion(
+    served: Served,
+    shared: &Arc<Shared>,
+    body: &[u8],
+) -> Result<Response, ApiError> {
+    let mut fields = fields::Fields::read(body)?;
+    let name: String = fields.take("model")?.ok_or_else(|| missing("model"))?;
+    completions::answer(&name, served, shared, fields).await
+}
+
 fn missing(name: &str) -> ApiError {
     ApiError::param(name, "is missing")
 }

@@ -188,10 +188,15 @@ pub(crate) fn generate(
     let max_context = served.sampler.max_context();
     let room = max_context.saturating_sub(prompt.len());
     if room == 0 {
+        if let Some(history) = &served.history {
+            history.note_overflow();
+        }
+        // Clients tell this failure by OpenAI's own words.
         return Err(ApiError {
             code: "context_length_exceeded",
             ..ApiError::bad(format!(
-                "the prompt has {} tokens, the model's context length is {max_context}",
+                "This model's maximum context length is {max_context} tokens. However, the prompt \
+                 has {} tokens.",
                 prompt.len()
             ))
         });

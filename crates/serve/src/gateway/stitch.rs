@@ -1,0 +1,151 @@
+//! From calls to trajectories.
+//!
+//! A call whose prompt begins with all tokens of an earlier call, prompt and completion, goes on
+//! with it: what is new of the prompt is an observation, which no loss is on. A call that does not
+//! is a branch of its own: an agent that rewrites its history, asks several times, or has helpers.
+
+use patchwright_core::{TokenSpan, Trajectory, Turn, TurnOutcome};
+
+use super::record::{Call, Recording};
+use crate::text::ModelText;
+
+/// Calls that go on with each other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Branch {
+    /// As one append-only token sequence.
+    pub trajectory: Trajectory,
+    /// Numbers of its calls in the recording.
+    pub calls: Vec<usize>,
+}
+
+/// The trajectories of an episode.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Stitched {
+    /// In the order of their first calls.
+    pub branches: Vec<Branch>,
+    /// Calls that went on with an earlier one.
+    pub num_merged: usize,
+}
+
+impl Stitched {
+    /// The branch with the most sampled tokens, the first of equals: what the agent mainly did.
+    pub fn main(&self) -> Option<&Branch> {
+        let tokens = |branch: &&Branch| branch.trajectory.num_sampled_tokens();
+        self.branches.iter().rev().max_by_key(tokens)
+    }
+}
+
+impl Recording {
+    /// Makes trajectories of the calls. `text` says what the tokens of turns and observations are.
+    pub fn stitch(&self, text: &ModelText) -> Stitched {
+        let mut stitched = Stitched::default();
+        for (number, call) in self.calls.iter().enumerate() {
+            let begins = |branch: &&mut Branch| call.prompt.starts_with(&branch.trajectory.tokens);
+            let longest = stitched
+                .branches
+                .iter_mut()
+                .filter(begins)
+                .max_by_key(|branch| branch.trajectory.tokens.len());
+            if let Some(branch) = longest {
+                stitched.num_merged += 1;
+                extend(branch, number, call, text);
+                continue;
+            }
+            let mut branch = Branch { trajectory: Trajectory::default(), calls: Vec::new() };
+            branch.trajectory.num_prompt_tokens = call.prompt.len();
+            branch.trajectory.prompt = text.tokenizer().decode(&call.prompt);
+            extend(&mut branch, number, call, text);
+            stitched.branches.push(branch);
+        }
+        stitched
+    }
+}
+
+/// Appends a call's new prompt tokens and its completion.
+fn extend(branch: &mut Branch, number: usize, call: &Call, text: &ModelText) {
+    let trajectory = &mut branch.trajectory;
+    let known = trajectory.tokens.len();
+    let observed = &call.prompt[known..];
+    if let Some(last) = trajectory.turns.last_mut() {
+        last.observation = text.visible(observed);
+    }
+    trajectory.tokens.extend_from_slice(observed);
+    trajectory.sampler_logprobs.resize(trajectory.tokens.len(), 0.0);
+    let start = trajectory.tokens.len();
+    trajectory.tokens.extend_from_slice(&call.sampled);
+    trajectory.sampler_logprobs.extend_from_slice(&call.logprobs);
+    trajectory.turns.push(Turn {
+        text: text.visible(&call.sampled),
+        observation: String::new(),
+        // What the agent made of it is the agent's matter.
+        outcome: TurnOutcome::Executed,
+        sampled: TokenSpan { start, end: trajectory.tokens.len() },
+        finish_reason: call.finish_reason,
+    });
+    branch.calls.push(number);
+}
+
+#[cfg(test)]
+mod tests {
+    use patchwright_agent::fixture::tokenizer_json;
+    use patchwright_core::{FinishReason, PolicyVersion};
+    use proptest::prelude::*;
+
+    use super::super::record::{Call, Recording};
+    use crate::text::ModelText;
+
+    fn call(prompt: &[u32], sampled: &[u32]) -> Call {
+        Call {
+            prompt: prompt.to_vec(),
+            sampled: sampled.to_vec(),
+            logprobs: sampled.iter().map(|token| -(*token as f32)).collect(),
+            finish_reason: FinishReason::Stop,
+            policy_version: PolicyVersion(0),
+        }
+    }
+
+    fn text() -> ModelText {
+        ModelText::from_json(&tokenizer_json(&[]), None).unwrap()
+    }
+
+    #[test]
+    fn calls_that_go_on_are_merged_and_others_are_branches() {
+        let calls = vec![
+            call(&[1, 10], &[20, 3]),
+            call(&[1, 10, 20, 3, 1, 30], &[21, 3]),
+            // The same prompt again, and a history that was rewritten.
+            call(&[1, 10], &[22]),
+            call(&[1, 10, 9, 3, 1, 30], &[23]),
+        ];
+        let stitched = Recording { calls, ..Recording::default() }.stitch(&text());
+        assert_eq!(stitched.num_merged, 1);
+        let numbers: Vec<&[usize]> = stitched.branches.iter().map(|b| &b.calls[..]).collect();
+        assert_eq!(numbers, [&[0, 1][..], &[2], &[3]]);
+        let main = &stitched.main().unwrap().trajectory;
+        assert_eq!(main.tokens, [1, 10, 20, 3, 1, 30, 21, 3]);
+        assert_eq!(main.sampler_logprobs, [0.0, 0.0, -20.0, -3.0, 0.0, 0.0, -21.0, -3.0]);
+        let sample = main.to_sample(2.0, |_| true);
+        assert_eq!(sample.loss_mask, [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0]);
+        assert_eq!(main.turns[1].sampled.start, 6);
+    }
+
+    proptest! {
+        /// No token is lost or doubled, whatever the calls.
+        #[test]
+        fn every_sampled_token_is_in_one_branch(
+            shapes in prop::collection::vec((prop::collection::vec(0u32..3, 1..5), 1usize..3), 1..8)
+        ) {
+            let calls: Vec<Call> =
+                shapes.iter().map(|(prompt, n)| call(prompt, &vec![1; *n])).collect();
+            let total: usize = calls.iter().map(|call| call.sampled.len()).sum();
+            let stitched = Recording { calls, ..Recording::default() }.stitch(&text());
+            let kept = stitched.branches.iter().map(|b| b.trajectory.num_sampled_tokens());
+            prop_assert_eq!(kept.sum::<usize>(), total);
+            for branch in &stitched.branches {
+                let t = &branch.trajectory;
+                prop_assert_eq!(t.tokens.len(), t.sampler_logprobs.len());
+                prop_assert_eq!(t.turns.last().unwrap().sampled.end, t.tokens.len());
+            }
+        }
+    }
+}
