@@ -76,6 +76,7 @@ fn extend(branch: &mut Branch, number: usize, call: &Call, text: &ModelText) {
     trajectory.sampler_logprobs.extend_from_slice(&call.logprobs);
     trajectory.turns.push(Turn {
         text: text.visible(&call.sampled),
+        command: String::new(),
         observation: String::new(),
         // What the agent made of it is the agent's matter.
         outcome: TurnOutcome::Executed,
