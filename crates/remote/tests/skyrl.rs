@@ -4,6 +4,7 @@
 //! the server keeps its adapters) are set, which `cargo xtask real-engines` does.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -17,6 +18,16 @@ use patchwright_remote::tinker::{Reduction, TinkerOptions, TinkerSampler, Tinker
 
 /// What agreement means here.
 const BOUND: f32 = 1e-4;
+
+/// Prints a figure, and writes it down where `PATCHWRIGHT_FIGURES` says.
+fn figure(name: &str, value: &str) {
+    println!("{name}: {value}");
+    if let Some(path) = std::env::var_os("PATCHWRIGHT_FIGURES") {
+        let mut file =
+            std::fs::OpenOptions::new().append(true).create(true).open(path).expect("figures");
+        writeln!(file, "{name}\t{value}").expect("written");
+    }
+}
 
 struct Place {
     url: String,
@@ -186,7 +197,8 @@ fn losses_and_gradients_agree_with_the_embedded_engine() {
     let Some(place) = place() else { return };
     let temp = tempfile::tempdir().expect("temp");
     let (mut remote, sampler) = connect(&place, None);
-    println!("{:?}, clips gradients: {}", remote.reduction(), remote.clips_gradients());
+    figure("reduction", &format!("{:?}", remote.reduction()));
+    figure("clips gradients", &remote.clips_gradients().to_string());
     newest_adapter(&place, &temp.path().join("0"));
     let mut local = embedded(&place, &temp.path().join("0"));
 
@@ -239,11 +251,15 @@ fn losses_and_gradients_agree_with_the_embedded_engine() {
         })
         .collect();
     let by_weights = relative(&moved, &gradient);
-    println!(
-        "log-probabilities {start:.1e} at the start, {logprobs:.1e} after a step; loss {loss:.1e} of \
-         {:.4}; gradient norm {norm:.1e} of {our_norm:.4}; gradient {by_weights:.1e}",
-        ours.loss
-    );
+    for (name, difference) in [
+        ("log-probabilities, new adapter", start),
+        ("log-probabilities, after a step", logprobs),
+        ("loss", loss),
+        ("gradient norm, relative", norm),
+        ("gradient, relative", by_weights),
+    ] {
+        figure(name, &format!("{difference:.1e}"));
+    }
     assert!(start < BOUND && logprobs < BOUND && loss < BOUND, "{start} {logprobs} {loss}");
     assert!(norm < BOUND && by_weights < BOUND, "{norm} {by_weights}");
 
@@ -269,7 +285,7 @@ fn agree_on_samples(trainer: &mut TinkerTrainer, sampler: &TinkerSampler) {
     let trained = trainer.forward(&[sample]).expect("forward");
     let sampled = vec![[drawn.prompt_logprobs, drawn.logprobs].concat()];
     let apart = largest(&trained, &sampled);
-    println!("sampler and trainer {apart:.1e}");
+    figure("sampler beside trainer", &format!("{apart:.1e}"));
     assert!(apart < BOUND, "{apart}");
 }
 
@@ -286,7 +302,7 @@ fn come_back(
     other.load(checkpoint).expect("loads");
     assert_eq!(other.policy_version(), PolicyVersion(2));
     let apart = largest(&other.forward(batch).expect("forward"), &known);
-    println!("saved and loaded {apart:.1e}");
+    figure("saved and loaded", &format!("{apart:.1e}"));
     assert!(apart < 1e-6, "{apart}");
     let request = SampleRequest { context: vec![1, 2], max_tokens: 2, ..SampleRequest::default() };
     assert_eq!(sampler.sample(&request).expect("samples").policy_version, PolicyVersion(2));
