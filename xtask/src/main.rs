@@ -1,7 +1,9 @@
 //! `cargo xtask docs` writes the generated references; `cargo xtask check` fails when they are
-//! stale. The other checks of the repository are in `tests/`.
+//! stale; `cargo xtask real-engines [SUITE…]` tests against engines of others. The other checks of the repository are in `tests/`.
 
 use std::process::ExitCode;
+
+mod real_engines;
 
 fn main() -> ExitCode {
     let task = std::env::args().nth(1);
@@ -12,7 +14,10 @@ fn main() -> ExitCode {
             }
         }),
         Some("check") => xtask::check_references(),
-        _ => Err("usage: cargo xtask docs | check".to_owned()),
+        Some("real-engines") => {
+            real_engines::run(&std::env::args().skip(2).collect::<Vec<String>>())
+        }
+        _ => Err("usage: cargo xtask docs | check | real-engines [SUITE…]".to_owned()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

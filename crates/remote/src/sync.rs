@@ -11,12 +11,14 @@
 //! cannot hold anything of earlier weights: it is emptied, or (for adapters, each under a name of
 //! its own) keyed by the name.
 
+mod head;
 mod load;
 mod trainer;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use head::write_output_head;
 pub use load::LoadAs;
 pub use trainer::{Listener, SyncedTrainer, Writer};
 

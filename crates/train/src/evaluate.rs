@@ -5,12 +5,14 @@ use std::time::Instant;
 
 use patchwright_algo::pass_at_k::{mean_and_sem, pass_at_k};
 use patchwright_core::Rollout;
+use patchwright_remote::chat::BYTES_PER_TOKEN;
 
 use crate::environment::Task;
 use crate::error::TrainError;
 use crate::events::RunEvent;
 use crate::journal::{Record, RolloutRecord};
 use crate::metrics::{EvaluationResult, MeanSem};
+use crate::recipe::SamplerKind;
 use crate::rollout_engine::{BatchSpec, Job};
 use crate::run::{RolloutTotals, Run};
 
@@ -45,6 +47,8 @@ fn evaluate_set(
     let sandboxes = run.world.environment.stats().num_sandboxes;
     let policy_version = run.world.trainer.policy_version();
     let eval = &run.recipe.eval;
+    let is_chat = run.recipe.sampler == SamplerKind::Openai;
+    let scale = if is_chat { BYTES_PER_TOKEN } else { 1 };
     let pass_k = eval.pass_k;
     let spec = BatchSpec {
         stage: stage.to_owned(),
@@ -52,7 +56,7 @@ fn evaluate_set(
         part: set_name.to_owned(),
         policy_version,
         max_turns: eval.max_turns,
-        context_tokens: eval.context_tokens,
+        context_tokens: eval.context_tokens.saturating_mul(scale),
         temperature: eval.temperature,
         demonstration: false,
     };

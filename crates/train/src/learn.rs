@@ -6,6 +6,7 @@ use patchwright_core::{
     derive_seed,
 };
 
+use crate::agreement::Agreement;
 use crate::error::TrainError;
 use crate::events::{CancelToken, Observer, RunEvent};
 
@@ -58,6 +59,8 @@ pub struct Learned {
     /// Largest difference of a token's log-probability between trainer and sampler, over the
     /// samples of the first step whose weights were the trainer's; `None` when there were none.
     pub logprob_difference_max: Option<f32>,
+    /// The same tokens' agreement on the whole.
+    pub agreement: Agreement,
 }
 
 /// Takes the optimizer steps of a plan. The weights are not published.
@@ -85,12 +88,14 @@ pub fn learn(
             let step = one_step(trainer, &batch, plan, learned.num_steps)?;
             if learned.num_steps == 0 {
                 let version = trainer.policy_version();
-                let pairs =
+                let pairs = || {
                     indices.iter().zip(&step.result.logprobs).filter_map(|(index, logprobs)| {
                         let sample = &samples[*index];
                         (sample.policy_version == version).then_some((&sample.sample, logprobs))
-                    });
-                learned.logprob_difference_max = logprob_difference(pairs);
+                    })
+                };
+                learned.logprob_difference_max = logprob_difference(pairs());
+                learned.agreement = Agreement::of(pairs());
             }
             let num_tokens = batch.iter().map(|sample| sample.tokens.len()).sum();
             plan.observer.event(&RunEvent::OptimizerStep {

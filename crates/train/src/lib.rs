@@ -10,6 +10,7 @@ use std::time::Instant;
 
 pub mod agent_environment;
 pub mod agreement;
+pub mod bench;
 pub mod environment;
 pub mod error;
 pub mod evaluate;
@@ -24,6 +25,7 @@ pub mod pipeline;
 pub mod pool;
 pub mod pretrain;
 pub mod recipe;
+pub mod remember;
 pub mod report;
 pub mod rft;
 pub mod rl;

@@ -3,6 +3,8 @@
 use patchwright_core::PolicyVersion;
 use serde::{Deserialize, Serialize};
 
+use crate::agreement::Agreement;
+
 /// How the rollouts of an iteration became training samples. Every rollout is in exactly one of
 /// `num_failed_infrastructure`, `num_dropped_*` and `num_trained`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -87,6 +89,9 @@ pub struct IterationMetrics {
     /// Largest difference between trainer's and sampler's log-probability of a token under the
     /// same weights; 0 when nothing was trained.
     pub logprob_difference_max: f32,
+    /// Trainer and sampler on the tokens of the first step that they compared.
+    #[serde(default)]
+    pub agreement: Agreement,
     /// Versions that the sampling policy lagged behind.
     pub staleness: u64,
     /// Optimizer steps taken.

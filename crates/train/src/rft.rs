@@ -161,4 +161,5 @@ pub(crate) fn add_learned(metrics: &mut IterationMetrics, learned: &Learned) {
     metrics.num_optimizer_steps = learned.num_steps;
     metrics.num_trained_tokens = learned.num_tokens;
     metrics.logprob_difference_max = learned.logprob_difference_max.unwrap_or(0.0);
+    metrics.agreement = learned.agreement;
 }

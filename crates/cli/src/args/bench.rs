@@ -11,6 +11,39 @@ pub enum BenchCommand {
     Sandbox(BenchSandboxArgs),
     /// Measure training and sampling of the embedded engine
     Engine(BenchEngineArgs),
+    /// Measure what rollouts cost beside an engine and sandboxes that only wait
+    Control(BenchControlArgs),
+}
+
+/// `patchwright bench control`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    patchwright bench control\n  \
+    patchwright bench control --episodes 512 --turns 4 --json\n  \
+    taskset -c 0 patchwright bench control")]
+pub struct BenchControlArgs {
+    /// Episodes, all in flight at once
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = episodes)]
+    pub episodes: usize,
+    /// Turns of each
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
+    pub turns: usize,
+    /// Shortest wait for the engine in a turn, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    pub min_ms: u64,
+    /// Longest wait for the engine in a turn, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 7000)]
+    pub max_ms: u64,
+    /// Prints the figures as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn episodes(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (1..=16_384).contains(&n) => Ok(n),
+        _ => Err("expected a number from 1 to 16384".to_owned()),
+    }
 }
 
 /// `patchwright bench engine`.

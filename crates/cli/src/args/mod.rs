@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-pub use bench::{BenchCommand, BenchEngineArgs, BenchSandboxArgs, Peer};
+pub use bench::{BenchCommand, BenchControlArgs, BenchEngineArgs, BenchSandboxArgs, Peer};
 pub use export::{ExportRolloutsArgs, RolloutFormat};
 pub use images::{
     ImagesCommand, ImagesGcArgs, ImagesListArgs, ImagesLoadArgs, ImagesPullArgs, ImagesRemoveArgs,
@@ -186,23 +186,64 @@ pub struct PretrainArgs {
 #[command(after_help = "Examples:\n  \
     patchwright eval --checkpoint runs/embedded-0/checkpoints/51\n  \
     patchwright eval --tasks transfer --runs 3 --json\n  \
-    patchwright eval --tasks my-tasks.jsonl --checkpoint base")]
+    patchwright eval --model http://localhost:8000 --tasks my-tasks.jsonl --runs 10 --out evals/a\n  \
+    patchwright eval --model http://localhost:8000#qwen --model https://host/v1#other \\\n      \
+    --api-key-env API_KEY --tasks my-tasks.jsonl --compare runs/embedded-0/report.json\n  \
+    patchwright eval --model http://localhost:8000 --api vllm --checkpoint models/qwen\n  \
+    patchwright eval --resume evals/a\n\n\
+    A model is named by its server's URL, and by its name there behind a # where the server has\n\
+    several. --api openai speaks messages and text to any OpenAI-compatible server; the others\n\
+    speak token ids, with the tokenizer of --checkpoint. Ctrl-C keeps what is finished in --out.")]
 pub struct EvalArgs {
     /// Checkpoint directory, or base for the shipped one
     #[arg(long, value_name = "DIR", default_value = "base")]
     pub checkpoint: String,
+    /// A model at a server, in place of the checkpoint's weights; may be repeated
+    #[arg(long = "model", value_name = "URL[#NAME]")]
+    pub models: Vec<String>,
+    /// How the models' servers are spoken to
+    #[arg(long, value_name = "API", value_enum, default_value_t = EvalApi::Openai)]
+    pub api: EvalApi,
+    /// Environment variable with the servers' bearer token
+    #[arg(long, value_name = "VARIABLE")]
+    pub api_key_env: Option<String>,
     /// held-out, transfer, or a file or directory of SWE-bench-style JSONL rows
     #[arg(long, value_name = "SET", default_value = "held-out")]
     pub tasks: String,
     /// Independent runs over the set [default: the recipe's]
     #[arg(long, value_name = "N")]
     pub runs: Option<usize>,
+    /// A new directory for every rollout and the report, so that the evaluation can go on
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Goes on with the evaluation of a directory, with the arguments it was begun with
+    #[arg(long, value_name = "DIR", exclusive = true)]
+    pub resume: Option<PathBuf>,
+    /// A report.json whose evaluations stand in the table as well; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub compare: Vec<PathBuf>,
     /// Prints the result as JSON instead of the table
     #[arg(long)]
     pub json: bool,
     /// The recipe behind it.
     #[command(flatten)]
     pub recipe: RecipeArgs,
+}
+
+/// How servers are spoken to.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum EvalApi {
+    /// `POST /v1/chat/completions`: messages and text.
+    Openai,
+    /// vLLM, by token ids.
+    Vllm,
+    /// `SGLang`, by token ids.
+    Sglang,
+    /// llama.cpp, by token ids.
+    LlamaCpp,
 }
 
 /// The recipe behind a command that is no training.

@@ -41,6 +41,7 @@ pub fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Sandbox(command) => sandbox::dispatch(&command),
         Command::Bench(BenchCommand::Sandbox(args)) => bench::sandbox(&args),
         Command::Bench(BenchCommand::Engine(args)) => bench::engine(&args),
+        Command::Bench(BenchCommand::Control(args)) => bench::control(&args),
         Command::Images(command) => images::dispatch(&command),
         Command::Models(command) => models::dispatch(&command),
         Command::Report(args) => report::run(&args),

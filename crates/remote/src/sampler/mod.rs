@@ -18,4 +18,5 @@ mod vllm;
 
 pub use contract::Drawn;
 pub use dialect::Dialect;
+pub(crate) use remote::sampler_error;
 pub use remote::{RemoteSampler, SamplerOptions};

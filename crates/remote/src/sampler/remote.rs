@@ -294,7 +294,11 @@ impl Facts {
     fn of(dialect: Dialect, client: &HttpClient, model: &str) -> Result<Self, HttpFailure> {
         let call = Call { timeout: Some(Duration::from_secs(30)), ..Call::default() };
         let models: Value = client.get_json("/v1/models", &call)?;
-        let models = models["data"].as_array().cloned().unwrap_or_default();
+        let mut models = models["data"].as_array().cloned().unwrap_or_default();
+        if model.is_empty() {
+            // Adapters, also those that an earlier run left, name the model that they belong to.
+            models.retain(|entry| entry["parent"].is_null());
+        }
         let named = |name: &str| models.iter().find(|m| m["id"].as_str() == Some(name)).cloned();
         let names: Vec<&str> = models.iter().filter_map(|m| m["id"].as_str()).collect();
         let wrong = |reason: String| {

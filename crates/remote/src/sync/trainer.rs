@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use patchwright_core::{
     AdamParams, ForwardBackward, Objective, OptimStats, PolicyVersion, SampleRequest, Trainer,
@@ -11,7 +11,7 @@ use patchwright_core::{
 };
 
 use super::load::{LoadAs, Loading};
-use super::{SyncOptions, SyncReport};
+use super::{SyncOptions, SyncReport, write_output_head};
 use crate::http::{FailureKind, HttpClient, HttpFailure};
 use crate::replicas::{Healthy, Readmit, Served};
 use crate::sampler::RemoteSampler;
@@ -50,12 +50,16 @@ pub struct SyncedTrainer<T> {
     bringer: Arc<Bringer>,
     /// Directories written so far, oldest first, with the names they were loaded under.
     written: Vec<(PathBuf, String)>,
+    /// Part of the names, so that no other run's weights, nor what a server cached of them, have
+    /// the same.
+    nonce: u128,
     listener: Listener,
 }
 
 impl<T: Trainer> SyncedTrainer<T> {
     /// Joins both and brings the trainer's present weights over: a server's own are never trusted.
-    /// `writer` writes what [`SyncOptions::load_as`] says: usually `T::save`.
+    /// `writer` writes what [`SyncOptions::load_as`] says, and no other weights beside: vLLM loads
+    /// every safetensors file of a directory.
     ///
     /// # Errors
     /// [`TrainerError::Engine`] when no server has the weights then, [`TrainerError::Checkpoint`]
@@ -77,7 +81,10 @@ impl<T: Trainer> SyncedTrainer<T> {
             current: Mutex::new(None),
         });
         sampler.replicas().set_readmit(Arc::clone(&bringer) as Arc<dyn Readmit>);
-        let mut synced = Self { inner, writer, sampler, bringer, written: Vec::new(), listener };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let nonce = now.as_micros() << 16 | u128::from(std::process::id() & 0xffff);
+        let written = Vec::new();
+        let mut synced = Self { inner, writer, sampler, bringer, written, nonce, listener };
         synced.bring_over()?;
         Ok(synced)
     }
@@ -146,10 +153,13 @@ impl<T: Trainer> SyncedTrainer<T> {
         let root = root.canonicalize().map_err(|error| failed(&error))?;
         // A resumed run makes a version again that its predecessor may have written.
         for n in 0..10_000 {
-            let tag = format!("patchwright-{version}-{n}");
+            let tag = format!("patchwright-{:x}-{version}-{n}", self.nonce);
             let dir = root.join(&tag);
             if !dir.exists() {
                 (self.writer)(&mut self.inner, &dir)?;
+                if self.bringer.options.load_as == LoadAs::Weights {
+                    write_output_head(&dir).map_err(|error| failed(&error))?;
+                }
                 self.written.push((dir.clone(), tag.clone()));
                 return Ok((dir, tag));
             }

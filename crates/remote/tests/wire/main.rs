@@ -1,6 +1,7 @@
 //! Clients against a server of the tests that answers as real ones were recorded to, and that
 //! breaks in every way that real ones do.
 
+mod chat;
 mod http;
 mod replicas;
 mod samplers;

@@ -263,7 +263,7 @@ fn turns(task: &Task, spec: &RolloutSpec, sampler: &dyn Sampler) -> Rollout {
         sampler_logprobs: vec![0.0, 0.0],
         num_prompt_tokens: 2,
         prompt: "fix it".into(),
-        turns: Vec::new(),
+        ..Trajectory::default()
     };
     let num_turns = 1 + (spec.seed % 3) as usize;
     for index in 0..num_turns.min(spec.max_turns) {

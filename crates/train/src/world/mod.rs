@@ -8,17 +8,19 @@ use patchwright_agent::{
     AgentConfig, ChatTemplate, GradeCache, Grader, GraderOptions, Profile, Renderer, Tokenizer,
 };
 use patchwright_core::{SamplingParams, SandboxProvider};
+use patchwright_remote::chat::{BYTES_PER_TOKEN, byte_tokenizer_json};
 use patchwright_sandbox::{NativeOptions, NativeSandboxes};
 
 use crate::agent_environment::{AgentEnvironment, CountingProvider};
 use crate::error::TrainError;
 use crate::events::{CancelToken, Observer, RunEvent};
 use crate::images::TaskImages;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, SamplerKind};
 use crate::run::World;
 use crate::task_sets::{TaskSets, task_sets};
 
 mod policy;
+mod servers;
 mod tinker;
 
 pub use policy::Policy;
@@ -59,8 +61,8 @@ impl World {
     ) -> Result<Self, TrainError> {
         let checkpoint = find_checkpoint(&recipe.engine.checkpoint)?;
         observer.event(&RunEvent::Notice(format!("policy: {}", checkpoint.display())));
-        let renderer = renderer(recipe, tokenizer(&checkpoint)?, &checkpoint)?;
-        let Policy { trainer, sampler } = Policy::open(recipe, &checkpoint)?;
+        let renderer = renderer(recipe, policy_tokenizer(recipe, &checkpoint)?, &checkpoint)?;
+        let Policy { trainer, sampler } = Policy::open(recipe, &checkpoint, observer)?;
         let images = Arc::new(TaskImages::default());
         let environment = AgentEnvironment {
             limits: recipe.sandbox.limits(),
@@ -149,6 +151,15 @@ fn tokenizer(checkpoint: &Path) -> Result<Tokenizer, TrainError> {
         .map_err(|error| TrainError::setup(path.display().to_string(), error.to_string()))
 }
 
+/// The model's tokenizer; a model that is spoken to by chat keeps its own to itself.
+fn policy_tokenizer(recipe: &Recipe, checkpoint: &Path) -> Result<Tokenizer, TrainError> {
+    if recipe.sampler != SamplerKind::Openai {
+        return tokenizer(checkpoint);
+    }
+    Tokenizer::from_bytes(byte_tokenizer_json().as_bytes())
+        .map_err(|error| TrainError::setup("chat", error.to_string()))
+}
+
 fn renderer(
     recipe: &Recipe,
     tokenizer: Tokenizer,
@@ -175,8 +186,11 @@ fn renderer(
 
 fn agent_config(recipe: &Recipe) -> AgentConfig {
     let agent = &recipe.agent;
+    // By chat, tokens are bytes; the servers bound a turn by the model's own tokens.
+    let is_chat = recipe.sampler == SamplerKind::Openai;
+    let scale = if is_chat { 4 * BYTES_PER_TOKEN } else { 1 };
     AgentConfig {
-        max_turn_tokens: agent.max_tokens_per_turn,
+        max_turn_tokens: agent.max_tokens_per_turn.saturating_mul(scale),
         max_consecutive_format_errors: agent.max_format_errors,
         params: SamplingParams { temperature: agent.temperature },
         command_timeout_seconds: agent.command_timeout_seconds,

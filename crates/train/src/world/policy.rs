@@ -7,7 +7,9 @@ use std::sync::Arc;
 use patchwright_core::{Sampler, Trainer, derive_seed};
 use patchwright_engine::{Engine, EngineOptions, LoraConfig};
 
+use super::servers;
 use crate::error::TrainError;
+use crate::events::Observer;
 use crate::recipe::{EngineRecipe, Recipe, SamplerKind, TrainerKind};
 
 /// Weights that are served and trained.
@@ -19,23 +21,34 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Opens trainer and sampler. `checkpoint` is the model's directory.
+    /// Opens trainer and sampler. `checkpoint` is the model's directory. `observer` hears what
+    /// engines there are.
     ///
     /// # Errors
     /// [`TrainError`] naming what is missing and how to mend it.
-    pub fn open(recipe: &Recipe, checkpoint: &Path) -> Result<Self, TrainError> {
+    pub fn open(
+        recipe: &Recipe,
+        checkpoint: &Path,
+        observer: &dyn Observer,
+    ) -> Result<Self, TrainError> {
         match (recipe.trainer, recipe.sampler) {
             (TrainerKind::Embedded, SamplerKind::Trainer) => embedded(recipe, checkpoint),
-            (TrainerKind::Embedded, _) => Err(TrainError::setup(
-                "sampler",
-                "only the trainer's own sampler is there in this version: set sampler = \"trainer\"",
-            )),
+            (TrainerKind::Embedded, _) if recipe.trains() => {
+                let (trainer, _) = engine(recipe, checkpoint)?.into_parts();
+                servers::trained(recipe, trainer, observer)
+            }
+            (TrainerKind::Embedded, _) => servers::evaluated(recipe, checkpoint, observer),
             (TrainerKind::Tinker, _) => super::tinker::policy(recipe, checkpoint),
         }
     }
 }
 
 fn embedded(recipe: &Recipe, checkpoint: &Path) -> Result<Policy, TrainError> {
+    let (trainer, sampler) = engine(recipe, checkpoint)?.into_parts();
+    Ok(Policy { trainer: Box::new(trainer), sampler })
+}
+
+fn engine(recipe: &Recipe, checkpoint: &Path) -> Result<Engine, TrainError> {
     let mut engine = Engine::load(checkpoint, engine_options(&recipe.engine))?;
     attach_text_files(&mut engine, checkpoint)?;
     let lora = &recipe.engine.lora;
@@ -47,8 +60,7 @@ fn embedded(recipe: &Recipe, checkpoint: &Path) -> Result<Policy, TrainError> {
         };
         engine.trainer.add_adapter(config, derive_seed(recipe.run.seed, &["lora"]))?;
     }
-    let (trainer, sampler) = engine.into_parts();
-    Ok(Policy { trainer: Box::new(trainer), sampler })
+    Ok(engine)
 }
 
 fn engine_options(engine: &EngineRecipe) -> EngineOptions {

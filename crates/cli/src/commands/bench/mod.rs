@@ -1,9 +1,10 @@
-//! `patchwright bench engine` ([`engine()`]), and `patchwright bench sandbox`: sandboxes beside bubblewrap and Docker, in one run.
+//! `patchwright bench engine` ([`engine()`]), `bench control` ([`control()`]), and `patchwright bench sandbox`: sandboxes beside bubblewrap and Docker, in one run.
 //!
 //! Contenders take turns, one life each, so that other load on the machine falls on all of them.
 //! What each does is told in `native` and `peers`; a peer that has no such thing (bubblewrap has
 //! no second command in a living sandbox, no fork) has no such figure.
 
+mod control;
 mod engine;
 mod leftovers;
 mod native;
@@ -17,6 +18,7 @@ use serde::Serialize;
 use crate::args::{BenchSandboxArgs, Peer};
 use crate::error::CliError;
 use crate::{output, table};
+pub use control::run as control;
 pub use engine::engine;
 use leftovers::Leftovers;
 use native::Native;
