@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+mod skyrl;
 mod vllm;
 
 /// Where engines are kept, and what is written down.
@@ -25,7 +26,7 @@ pub struct Context {
 type Suite = fn(&Context) -> Result<(), String>;
 
 /// The suites by name.
-const SUITES: [(&str, Suite); 1] = [("vllm", vllm::run)];
+const SUITES: [(&str, Suite); 2] = [("vllm", vllm::run), ("skyrl", skyrl::run)];
 
 /// Runs the suites of these names, or all, and writes `target/real-engines/figures.md`.
 ///
