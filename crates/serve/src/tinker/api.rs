@@ -180,6 +180,7 @@ pub(super) fn routes(state: State) -> Router {
         .route(paths::TELEMETRY, post(|| async { Json(json!({"status": "accepted"})) }))
         .route(paths::CREATE_SESSION, post(create_session))
         .route(paths::SESSION_HEARTBEAT, post(heartbeat))
+        .route("/api/v1/sessions/{id}/finish", post(finish_session))
         .route(paths::CREATE_MODEL, post(create_model))
         .route(paths::GET_INFO, post(get_info))
         .route(paths::UNLOAD_MODEL, post(unload_model))
@@ -220,6 +221,16 @@ async fn create_session(Shared(state): Shared<State>) -> Answer<json::SessionCre
     }
     tables.sessions.insert(session_id.clone(), Instant::now());
     Ok(Json(json::SessionCreated { session_id, ..json::SessionCreated::default() }))
+}
+
+/// A client that is done says so; its models and samplers go at once.
+async fn finish_session(
+    Shared(state): Shared<State>,
+    axum::extract::Path(id): axum::extract::Path<String>,
+) -> Answer<serde_json::Value> {
+    state.tables().sessions.remove(&id);
+    state.expire();
+    Ok(Json(json!({})))
 }
 
 async fn heartbeat(
