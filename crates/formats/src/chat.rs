@@ -1,8 +1,8 @@
 //! Chat messages, a rollout a line, for supervised fine-tuning.
 //!
 //! `{"messages": [{"role", "content", "weight"?}, …], "instance_id", …}`: the form that trainers of
-//! chat models take. `weight` on assistant messages is that of OpenAI's fine-tuning files: 1 is
-//! learned from, 0 is not. Turns that caused formatting errors have 0, and so have the solved
+//! chat models take. `weight` on assistant messages is that of `OpenAI`'s fine-tuning files: 1
+//! is learned from, 0 is not. Turns that caused formatting errors have 0, and so have the solved
 //! examples of a prompt, as in the reference's RFT.
 
 use std::io::Write;

@@ -79,8 +79,8 @@ impl FormatError {
         |error| Self::Io { path: path.to_owned(), error }
     }
 
-    pub(crate) fn malformed(place: impl Into<String>, reason: impl ToString) -> Self {
-        Self::Malformed { place: place.into(), reason: reason.to_string() }
+    pub(crate) fn malformed(place: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Malformed { place: place.into(), reason: reason.into() }
     }
 }
 

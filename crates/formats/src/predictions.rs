@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use patchwright_core::Rollout;
+use patchwright_core::{FailureClass, Rollout};
 use serde_json::{Map, Value, json};
 
 use crate::{FormatError, Origin};
@@ -11,9 +11,7 @@ use crate::{FormatError, Origin};
 ///
 /// # Errors
 /// [`FormatError::Lacking`] when an instance has several rollouts: a prediction is one patch.
-pub fn by_instance<'a>(
-    rollouts: &'a [Rollout],
-) -> Result<BTreeMap<&'a str, &'a Rollout>, FormatError> {
+pub fn by_instance(rollouts: &[Rollout]) -> Result<BTreeMap<&str, &Rollout>, FormatError> {
     let mut map = BTreeMap::new();
     for rollout in rollouts {
         if map.insert(rollout.instance_id.as_str(), rollout).is_some() {
@@ -74,7 +72,7 @@ pub fn report(rollouts: &[Rollout]) -> Result<Value, FormatError> {
     let empty = ids(&|rollout| !has_patch(rollout) && rollout.solved.is_some());
     let errors = ids(&|rollout| rollout.solved.is_none());
     let infrastructure =
-        ids(&|rollout| rollout.failure.is_some_and(|failure| failure.is_infrastructure()));
+        ids(&|rollout| rollout.failure.is_some_and(FailureClass::is_infrastructure));
     let reasons: BTreeMap<&str, &str> = infrastructure
         .iter()
         .filter_map(|id| Some((*id, map.get(id)?.failure_detail.as_deref()?)))
