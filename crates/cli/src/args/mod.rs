@@ -240,7 +240,7 @@ pub enum EvalApi {
     Openai,
     /// vLLM, by token ids.
     Vllm,
-    /// `SGLang`, by token ids.
+    /// SGLang, by token ids.
     Sglang,
     /// llama.cpp, by token ids.
     LlamaCpp,

@@ -9,12 +9,13 @@ fn in_empty_dir(args: &[&str]) -> String {
 
 #[test]
 fn help_of_every_command() {
-    let commands: [&[&str]; 14] = [
+    let commands: [&[&str]; 15] = [
         &[],
         &["train"],
         &["pretrain"],
         &["eval"],
         &["rollout"],
+        &["export"],
         &["tasks"],
         &["tasks", "generate"],
         &["tasks", "show"],
@@ -36,7 +37,7 @@ fn help_of_every_command() {
 /// Wrong use: exit code 2, one or two lines that say how to mend it.
 #[test]
 fn wrong_use() {
-    let cases: [(&str, &[&str]); 12] = [
+    let cases: [(&str, &[&str]); 13] = [
         ("unknown-command", &["trian"]),
         ("unknown-recipe", &["train", "embeded"]),
         ("unknown-key", &["train", "--set", "rl.0.lrr=1"]),
@@ -45,6 +46,7 @@ fn wrong_use() {
         ("remote-engine", &["train", "swe-rebench"]),
         ("resume-and-recipe", &["train", "smoke", "--resume", "runs/x"]),
         ("resume-nothing", &["train", "--resume", "runs/x"]),
+        ("no-rollouts", &["export", "runs/x", "--format", "atif", "--out", "y"]),
         ("no-task-file", &["rollout", "--tasks", "tasks.jsonl"]),
         ("no-task-set", &["eval", "--tasks", "heldout"]),
         ("no-repo", &["sandbox", "run", "--repo", "nowhere", "--", "ls"]),
@@ -80,7 +82,7 @@ fn a_directory_that_is_no_checkpoint() {
     let output = patchwright(dir.path(), &args);
     assert_eq!(output.status.code(), Some(1), "{}", shown(&output));
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(error.contains("no checkpoint directory: it has no config.json"), "{error}");
+    assert!(error.contains("no checkpoint directory: it has neither config.json"), "{error}");
     assert!(!dir.path().join("run/journal.jsonl").exists(), "no run was begun");
 }
 

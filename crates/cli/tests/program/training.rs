@@ -30,8 +30,9 @@ fn pretrain(dir: &Path) {
     assert_eq!(output.status.code(), Some(0), "{}", shown(&output));
 }
 
-const SETS: [&str; 14] = [
+const SETS: [&str; 15] = [
     "engine.checkpoint=policy",
+    "run.keep_rollouts=true",
     "tasks.train.num_instances=4",
     "tasks.held-out.num_instances=1",
     "tasks.transfer.source=none",
@@ -46,6 +47,29 @@ const SETS: [&str; 14] = [
     "rl.0.problems_per_iteration=2",
     "rl.1.problems_per_iteration=2",
 ];
+
+/// What the run kept, in the formats of others.
+fn exported(dir: &Path) {
+    let export = |stage: &str, more: &[&str]| {
+        let args = ["export", "run", "--stage", stage, "--json"];
+        patchwright(dir, &[&args[..], more].concat())
+    };
+    let output = export("rl-1", &["--format", "parquet", "--out", "rl-1.parquet"]);
+    assert_eq!(output.status.code(), Some(0), "{}", shown(&output));
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(told["num_rollouts"].as_u64().unwrap() >= 4, "{told}");
+    assert_eq!(&std::fs::read(dir.join("rl-1.parquet")).unwrap()[..4], b"PAR1");
+    let output = export("eval-rl-2", &["--sibling", "0", "--format", "preds", "--out", "p.json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", shown(&output));
+    let predictions: Value =
+        serde_json::from_slice(&std::fs::read(dir.join("p.json")).unwrap()).unwrap();
+    assert_eq!(predictions.as_object().unwrap().len(), 1, "one held-out task");
+    let several = shown(&export("eval-rl-2", &["--format", "report", "--out", "r.json"]));
+    assert!(several.starts_with("exit code 1") && several.contains("--sibling"), "{several}");
+    let unknown = shown(&export("rl-9", &["--format", "atif", "--out", "a"]));
+    assert!(unknown.starts_with("exit code 2") && unknown.contains("eval-base"), "{unknown}");
+    assert!(!dir.join("r.json").exists() && !dir.join("a").exists());
+}
 
 #[test]
 fn interrupted_and_resumed() {
@@ -80,6 +104,8 @@ fn interrupted_and_resumed() {
     assert_eq!(report["schema_version"], 1);
     let page = std::fs::read_to_string(dir.join("run/report.html")).unwrap();
     assert!(page.contains("<svg"));
+
+    exported(dir);
 
     let again = shown(&patchwright(dir, &["train", "--resume", "run"]));
     assert!(again.starts_with("exit code 1") && again.contains("finished"), "{again}");

@@ -124,7 +124,8 @@ pub fn find_checkpoint(name: &str) -> Result<PathBuf, TrainError> {
         } else {
             Err(TrainError::setup(
                 name,
-                "no checkpoint directory: it has neither config.json nor tokenizer.json",
+                "no checkpoint directory: it has neither config.json nor tokenizer.json; name one \
+                 with --set engine.checkpoint=DIR",
             ))
         };
     }
