@@ -78,7 +78,7 @@ impl AgentEnvironment {
 
     /// The grader's part.
     fn grade(&self, task: &Task, spec: &RolloutSpec, run: AgentRun) -> Rollout {
-        let mut rollout = Rollout {
+        let rollout = Rollout {
             instance_id: task.instance.instance_id.clone(),
             sibling: spec.sibling,
             policy_version: spec.policy_version,
@@ -89,6 +89,11 @@ impl AgentEnvironment {
             patch: run.patch,
             trajectory: run.trajectory,
         };
+        self.graded(task, rollout)
+    }
+
+    /// A rollout with its grade; one that the infrastructure failed has none.
+    pub(crate) fn graded(&self, task: &Task, mut rollout: Rollout) -> Rollout {
         if rollout.status == RolloutStatus::Failed {
             return rollout;
         }

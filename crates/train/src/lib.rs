@@ -15,6 +15,7 @@ pub mod environment;
 pub mod error;
 pub mod evaluate;
 pub mod events;
+pub mod foreign_environment;
 pub mod history;
 pub mod images;
 pub mod journal;

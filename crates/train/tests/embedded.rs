@@ -12,11 +12,12 @@ use patchwright_agent::{
 use patchwright_algo::supervised::CrossEntropy;
 use patchwright_core::patch::render;
 use patchwright_core::{
-    AdamParams, FileChange, InstallConfig, RepoSource, SandboxProvider, TaskInstance, Trainer,
+    AdamParams, FileChange, InstallConfig, RepoSource, Rollout, RolloutStatus, SandboxProvider,
+    TaskInstance, Trainer,
 };
 use patchwright_engine::{Engine, EngineOptions, ModelConfig, ModelType};
 use patchwright_train::TrainError;
-use patchwright_train::environment::Task;
+use patchwright_train::environment::{RolloutSpec, Task};
 use patchwright_train::events::{CancelToken, Observer, RolloutFinished, RunEvent, Silent};
 use patchwright_train::journal::read_journal;
 use patchwright_train::pipeline;
@@ -64,7 +65,7 @@ fn task(prefix: &str, index: usize) -> Arc<Task> {
     Arc::new(Task { instance, repo: RepoSource::Files(Arc::new(files)) })
 }
 
-fn recipe(checkpoint: &Path) -> Recipe {
+fn recipe(checkpoint: &Path, overrides: &[String]) -> Recipe {
     let text = r#"
         [run]
         name = "tiny"
@@ -112,8 +113,8 @@ fn recipe(checkpoint: &Path) -> Recipe {
         [infrastructure]
         num_workers = 8
     "#;
-    Recipe::parse(&text.replace("CHECKPOINT", &checkpoint.display().to_string()), "tiny", &[])
-        .unwrap()
+    let text = text.replace("CHECKPOINT", &checkpoint.display().to_string());
+    Recipe::parse(&text, "tiny", overrides).unwrap()
 }
 
 /// A policy that has seen both commands equally often, each followed by a submission.
@@ -219,7 +220,7 @@ fn weights(dir: &Path) -> Vec<u8> {
 fn it_learns_and_resumes_bit_for_bit() {
     let scratch = tempfile::tempdir().unwrap();
     let at = |name: &str| -> PathBuf { scratch.path().join(name) };
-    let recipe = recipe(&at("base"));
+    let recipe = recipe(&at("base"), &[]);
     base_policy(&at("base"), open_provider(&recipe).unwrap().as_ref());
 
     let report = start(&at("whole"), &recipe, &Silent, &CancelToken::new()).unwrap();
@@ -251,4 +252,85 @@ fn it_learns_and_resumes_bit_for_bit() {
     resume(&run, &Silent, &CancelToken::new()).unwrap();
     assert!(weights(&run) == weights(&at("whole")), "not the same weights");
     assert_eq!(read_journal(&run.join("journal.jsonl")).unwrap().num_bytes_cut, 0);
+}
+
+/// The recipe whose agent is `program`, run by Python.
+fn foreign_recipe(checkpoint: &Path, program: &str) -> Recipe {
+    let command = serde_json::json!(["python3", "-c", program]);
+    let overrides = [
+        format!("agent.foreign_command={command}"),
+        "rl.0.iterations=1".to_owned(),
+        "rl.1.iterations=1".to_owned(),
+        "rl.1.pool_max_success_rate=1.0".to_owned(),
+    ];
+    recipe(checkpoint, &overrides)
+}
+
+/// Some rollouts by the recipe's foreign agent.
+fn foreign_rollouts(recipe: &Recipe, count: u32, max_turns: usize) -> Vec<Rollout> {
+    let world = world(recipe);
+    let roll = |sibling| {
+        let spec = RolloutSpec {
+            sibling,
+            session: u64::from(sibling),
+            seed: u64::from(sibling),
+            policy_version: world.trainer.policy_version(),
+            max_turns,
+            context_tokens: 64,
+            temperature: 1.0,
+            demonstration: false,
+        };
+        world.environment.rollout(&world.train[0], &spec, &CancelToken::new())
+    };
+    (0..count).map(roll).collect()
+}
+
+#[test]
+fn a_foreign_agent_is_graded_and_trained_on() {
+    let scratch = tempfile::tempdir().unwrap();
+    let base = scratch.path().join("base");
+    let recipe = foreign_recipe(&base, include_str!("foreign_agent.py"));
+    base_policy(&base, open_provider(&recipe).unwrap().as_ref());
+
+    let rollouts = foreign_rollouts(&recipe, 12, 3);
+    let tokenizer = Tokenizer::from_file(&base.join("tokenizer.json")).unwrap();
+    let mut grades = [false; 2];
+    for rollout in &rollouts {
+        assert_ne!(rollout.status, RolloutStatus::Failed, "{rollout:?}");
+        assert!(!rollout.trajectory.turns.is_empty());
+        if rollout.status != RolloutStatus::Submitted {
+            continue;
+        }
+        // What the policy did last decides, and it is what the sandbox was left with.
+        let is_right = rollout.patch.contains("+    return 2");
+        assert_eq!(rollout.solved, Some(is_right), "{rollout:?}");
+        grades[usize::from(is_right)] = true;
+        let said = tokenizer.decode(&rollout.trajectory.tokens);
+        assert_eq!(is_right, said.contains(RIGHT) && !said.contains(WRONG), "{said}");
+    }
+    assert_eq!(grades, [true; 2], "both grades are given: {rollouts:?}");
+    // One turn is not enough to submit after a command.
+    let cut = foreign_rollouts(&recipe, 4, 1);
+    assert!(cut.iter().any(|rollout| rollout.status == RolloutStatus::TurnLimit), "{cut:?}");
+
+    let run = scratch.path().join("run");
+    let report = start(&run, &recipe, &Silent, &CancelToken::new()).unwrap();
+    assert!(report.throughput.num_optimizer_steps >= 1);
+    for metrics in &report.iterations {
+        assert!(metrics.logprob_difference_max < 1e-4, "{metrics:?}");
+        assert_eq!(metrics.funnel.num_failed_infrastructure, 0, "{metrics:?}");
+    }
+}
+
+#[test]
+fn a_foreign_agent_that_fails_is_infrastructure() {
+    let scratch = tempfile::tempdir().unwrap();
+    let base = scratch.path().join("base");
+    let recipe = foreign_recipe(&base, "import sys; sys.exit('no such thing')");
+    base_policy(&base, open_provider(&recipe).unwrap().as_ref());
+    for rollout in foreign_rollouts(&recipe, 2, 3) {
+        assert_eq!((rollout.status, rollout.solved), (RolloutStatus::Failed, None));
+        let detail = rollout.failure_detail.unwrap_or_default();
+        assert!(detail.contains("exit status: 1") && detail.contains("no such thing"), "{detail}");
+    }
 }

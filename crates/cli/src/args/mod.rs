@@ -8,6 +8,7 @@ mod export;
 mod images;
 mod models;
 mod sandbox;
+mod serve;
 mod tasks;
 mod tasks_real;
 
@@ -26,6 +27,7 @@ pub use models::{Dtype, ModelsCommand, ModelsImportArgs, ModelsShowArgs};
 pub use sandbox::{
     SandboxArgs, SandboxCommand, SandboxListArgs, SandboxReapArgs, SandboxRunArgs, SandboxShellArgs,
 };
+pub use serve::ServeArgs;
 pub use tasks::{
     ExportArgs, FilterArgs, GenerateArgs, ImportArgs, InputFormat, OutputFormat, ShowArgs,
     TaskKind, TasksCommand,
@@ -80,6 +82,8 @@ pub enum Command {
     /// Show and import models
     #[command(subcommand)]
     Models(ModelsCommand),
+    /// Serve a model: OpenAI-compatible endpoints and the Tinker API
+    Serve(ServeArgs),
     /// Measure this machine
     #[command(subcommand)]
     Bench(BenchCommand),

@@ -11,6 +11,7 @@ mod pretrain;
 mod report;
 mod rollout;
 mod sandbox;
+mod serve;
 mod tasks;
 mod train;
 
@@ -44,6 +45,7 @@ pub fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Bench(BenchCommand::Control(args)) => bench::control(&args),
         Command::Images(command) => images::dispatch(&command),
         Command::Models(command) => models::dispatch(&command),
+        Command::Serve(args) => serve::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions(&args),

@@ -10,10 +10,13 @@ use patchwright_agent::{
 use patchwright_core::{SamplingParams, SandboxProvider};
 use patchwright_remote::chat::{BYTES_PER_TOKEN, byte_tokenizer_json};
 use patchwright_sandbox::{NativeOptions, NativeSandboxes};
+use patchwright_serve::ModelText;
 
 use crate::agent_environment::{AgentEnvironment, CountingProvider};
+use crate::environment::Environment;
 use crate::error::TrainError;
 use crate::events::{CancelToken, Observer, RunEvent};
+use crate::foreign_environment::ForeignEnvironment;
 use crate::images::TaskImages;
 use crate::recipe::{Recipe, SamplerKind};
 use crate::run::World;
@@ -76,11 +79,34 @@ impl World {
         Ok(Self {
             train: sets.train,
             evaluation_sets: sets.evaluation_sets,
-            environment: Arc::new(environment),
+            environment: with_agent(recipe, environment, &checkpoint)?,
             sampler,
             trainer,
         })
     }
+}
+
+/// The environment with the agent that the recipe names: our own, or a foreign one.
+fn with_agent(
+    recipe: &Recipe,
+    environment: AgentEnvironment,
+    checkpoint: &Path,
+) -> Result<Arc<dyn Environment>, TrainError> {
+    let command = &recipe.agent.foreign_command;
+    if command.is_empty() {
+        return Ok(Arc::new(environment));
+    }
+    let refused = |reason: String| TrainError::setup("agent.foreign_command", reason);
+    if recipe.rft.enabled && recipe.rft.one_shot_demonstration {
+        let reason =
+            "a foreign agent has prompts of its own: set rft.one_shot_demonstration = false";
+        return Err(refused(reason.to_owned()));
+    }
+    let text = ModelText::from_dir(checkpoint).map_err(|error| refused(error.to_string()))?;
+    let (text, workers) = (Arc::new(text), recipe.infrastructure.num_workers);
+    let environment = ForeignEnvironment::new(environment, command.clone(), text, workers)
+        .map_err(|error| refused(error.to_string()))?;
+    Ok(Arc::new(environment))
 }
 
 /// Native sandboxes that work on this machine, with python3 in reach.

@@ -144,12 +144,11 @@ impl Learner for EmbeddedLearner {
             }
             return Ok(());
         }
-        if optimizer {
-            let reason = "the optimizer's state of an adapter is not kept; load without it";
-            return Err(TrainerError::BadInput(reason.to_owned()));
-        }
         let mut engine = load(&self.dir, &self.options, &self.text)?;
         engine.trainer.load_adapter(dir)?;
+        if !optimizer {
+            engine.trainer.reset_optimizer();
+        }
         self.engine = engine;
         Ok(())
     }
