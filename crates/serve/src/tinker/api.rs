@@ -273,6 +273,7 @@ fn lora_spec(config: Option<&json::LoraConfig>) -> Result<Option<LoraSpec>, ApiE
         seed: config.seed.unwrap_or_else(rand::random),
         train_attn: config.train_attn,
         train_mlp: config.train_mlp,
+        train_unembed: config.train_unembed,
     }))
 }
 

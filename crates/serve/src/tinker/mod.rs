@@ -51,6 +51,10 @@ pub struct LoraSpec {
     pub train_attn: bool,
     /// Whether the projections of the MLP are adapted.
     pub train_mlp: bool,
+    /// Whether the unembedding was to be adapted too. The SDK asks for it unless it is told not
+    /// to, so it is not refused: a backend that cannot says so to whoever runs it, and
+    /// `weights_info` to clients.
+    pub train_unembed: bool,
 }
 
 /// A model in training.

@@ -1,7 +1,7 @@
 //! The embedded engine behind the Tinker server.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use patchwright_core::{
     AdamParams, ForwardBackward, Objective, OptimStats, PolicyVersion, Sampler, Trainer,
@@ -11,11 +11,19 @@ use patchwright_engine::{Engine, EngineOptions, ExportOptions, LoraConfig};
 use patchwright_serve::ModelText;
 use patchwright_serve::tinker::{Backend, BaseModel, Learner, LoraSpec};
 
+use crate::output;
+
 /// Scale of adapters, as hosted Tinker has it: updates are multiplied by `32 / rank`.
 const LORA_ALPHA: f32 = 32.0;
 
 /// Files of a checkpoint that training does not change and samplers' directories need.
 const TEXT_FILES: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+
+/// Said once: a client's adapter was to reach further than ours do.
+const NO_UNEMBED: &str = "A client asks for an adapter of the unembedding (train_unembed, the SDK's \
+     default): here adapters are of attention and MLP alone, and weights_info says so.";
+
+static UNEMBED: Once = Once::new();
 
 /// One checkpoint, to train and to sample from.
 pub struct EmbeddedBackend {
@@ -51,6 +59,9 @@ impl EmbeddedBackend {
             if let Ok(bytes) = std::fs::read(self.dir.join(name)) {
                 engine.trainer.attach_file(name, bytes)?;
             }
+        }
+        if lora.is_some_and(|spec| spec.train_unembed) {
+            UNEMBED.call_once(|| output::note(NO_UNEMBED));
         }
         let config = lora.map(|spec| (adapter(spec), spec.seed));
         if let Some((config, seed)) = &config {

@@ -124,6 +124,8 @@ pub(super) async fn load_weights(
             seed: 0,
             train_attn: origin.train_attn,
             train_mlp: origin.train_mlp,
+            // Whoever made it was told.
+            train_unembed: false,
         });
         let model_id = format!("{session}:train:{seq}");
         let from = Some((asked.path, dir, asked.optimizer));
