@@ -33,8 +33,14 @@ fn rig() -> Rig {
     let options = EngineOptions { num_threads: 1, ..EngineOptions::default() };
     let text = Arc::new(ModelText::from_dir(&dir).unwrap());
     let sampler = load(&dir, &options, &text).unwrap().sampler();
-    let backend =
-        EmbeddedBackend { dir, name: "base".to_owned(), text: Arc::clone(&text), options, sampler };
+    let backend = EmbeddedBackend {
+        dir,
+        name: "base".to_owned(),
+        text: Arc::clone(&text),
+        options,
+        sampler,
+        tell: |_| (),
+    };
     let store = tempfile::tempdir().unwrap();
     let limits = ServerLimits::default();
     let metrics = Arc::new(Metrics::default());
@@ -216,7 +222,7 @@ fn training_lowers_the_loss_and_the_sampler_sees_it() {
         let loaded = rig.done(
             paths::LOAD_WEIGHTS,
             &json!({"session_id": session,
-            "model_seq_id": 20 + number, "path": saved["path"], "optimizer": lora.is_null()}),
+            "model_seq_id": 20 + number, "path": saved["path"], "optimizer": true}),
         );
         let twin = loaded["model_id"].as_str().unwrap_or_else(|| panic!("{loaded}"));
         let forward = ForwardBackwardRequest { model_id: twin.to_owned(), seq_id: 1, ..forward };

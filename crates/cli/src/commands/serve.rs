@@ -53,7 +53,9 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode, CliError> {
     let store = args.store.clone().unwrap_or_else(|| scratch.path().to_owned());
     let tinker_options =
         TinkerOptions { max_models: args.max_models.max(1), ..TinkerOptions::new(store) };
-    let backend = embedded::EmbeddedBackend { dir, name: name.clone(), text, options, sampler };
+    let tell = |said: &str| output::note(said);
+    let backend =
+        embedded::EmbeddedBackend { dir, name: name.clone(), text, options, sampler, tell };
     let routes = tinker::router(Arc::new(backend), tinker_options, work.clone(), metrics.clone())
         .map_err(CliError::failed)?
         .merge(openai::router(models, work, metrics.clone()));

@@ -11,8 +11,6 @@ use patchwright_engine::{Engine, EngineOptions, ExportOptions, LoraConfig};
 use patchwright_serve::ModelText;
 use patchwright_serve::tinker::{Backend, BaseModel, Learner, LoraSpec};
 
-use crate::output;
-
 /// Scale of adapters, as hosted Tinker has it: updates are multiplied by `32 / rank`.
 const LORA_ALPHA: f32 = 32.0;
 
@@ -37,6 +35,8 @@ pub struct EmbeddedBackend {
     pub options: EngineOptions,
     /// Serves the checkpoint itself.
     pub sampler: Arc<dyn Sampler>,
+    /// Tells something to whoever runs the server.
+    pub tell: fn(&str),
 }
 
 /// Loads an engine whose sampler finds stop strings.
@@ -61,7 +61,7 @@ impl EmbeddedBackend {
             }
         }
         if lora.is_some_and(|spec| spec.train_unembed) {
-            UNEMBED.call_once(|| output::note(NO_UNEMBED));
+            UNEMBED.call_once(|| (self.tell)(NO_UNEMBED));
         }
         let config = lora.map(|spec| (adapter(spec), spec.seed));
         if let Some((config, seed)) = &config {
