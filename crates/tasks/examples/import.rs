@@ -1,5 +1,5 @@
 //! How fast task sets are read and filtered:
-//! `cargo run --release -p patchwright-tasks --example throughput -- INPUT OUT [VALIDATION]`.
+//! `cargo run --release -p patchwright-tasks --example import -- INPUT OUT [VALIDATION]`.
 //!
 //! Without a validation report the input is imported, with one it is filtered by the reference's
 //! rules. Run it under `/usr/bin/time -v` for the peak of its memory.
@@ -14,7 +14,7 @@ use patchwright_tasks::validate::report::read_report;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let paths: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
     let [input, out, rest @ ..] = paths.as_slice() else {
-        return Err("usage: throughput INPUT OUT [VALIDATION]".into());
+        return Err("usage: import INPUT OUT [VALIDATION]".into());
     };
     let start = Instant::now();
     let reader = TaskReader::open(std::slice::from_ref(input), Format::Auto)?;

@@ -1,5 +1,5 @@
 //! Measures sandboxes on this machine:
-//! `cargo run --release -p patchwright-sandbox --example throughput [SECONDS]`.
+//! `cargo run --release -p patchwright-sandbox --example lives [SECONDS]`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
