@@ -7,6 +7,7 @@ mod made_up_run;
 mod models;
 mod report;
 mod sandboxed;
+mod served;
 mod support;
 mod task_sets;
 mod training;
