@@ -9,13 +9,14 @@ fn in_empty_dir(args: &[&str]) -> String {
 
 #[test]
 fn help_of_every_command() {
-    let commands: [&[&str]; 15] = [
+    let commands: [&[&str]; 16] = [
         &[],
         &["train"],
         &["pretrain"],
         &["eval"],
         &["rollout"],
         &["export"],
+        &["serve"],
         &["tasks"],
         &["tasks", "generate"],
         &["tasks", "show"],
