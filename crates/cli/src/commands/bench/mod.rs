@@ -1,4 +1,5 @@
-//! `patchwright bench engine` ([`engine()`]), `bench control` ([`control()`]), and `patchwright bench sandbox`: sandboxes beside bubblewrap and Docker, in one run.
+//! `patchwright bench engine` ([`engine()`]), `bench control` ([`control()`]), and `patchwright bench
+//! sandbox`: sandboxes beside bubblewrap and Docker, in one run.
 //!
 //! Contenders take turns, one life each, so that other load on the machine falls on all of them.
 //! What each does is told in `native` and `peers`; a peer that has no such thing (bubblewrap has
