@@ -1,5 +1,6 @@
 //! `report.html`: one self-contained page about a run, rendered from its journal.
 
+mod agreement;
 mod charts;
 mod curves;
 mod run;

@@ -8,6 +8,7 @@ use patchwright_train::events::StageKind;
 use patchwright_train::journal::RolloutRecord;
 use patchwright_train::metrics::EvaluationResult;
 
+use super::agreement::{self, AgreementRow};
 use super::curves::{self, Figure};
 use super::run::{Run, Stage};
 use crate::numbers::{count, duration, mean_sem, percent_fine};
@@ -27,6 +28,7 @@ pub struct Page<'a> {
     pass_at_1: Option<Figure>,
     curves: Vec<Figure>,
     funnels: Vec<FunnelRow>,
+    agreement: Vec<AgreementRow>,
     stages: Vec<StageRow>,
     rollouts: Vec<Shown<'a>>,
 }
@@ -100,6 +102,7 @@ impl<'a> Page<'a> {
                 .filter(|stage| matches!(stage.kind(), StageKind::Rft | StageKind::Rl))
                 .map(FunnelRow::new)
                 .collect(),
+            agreement: agreement::rows(run),
             stages: stage_rows(run),
             rollouts: run.rollouts.iter().map(Shown::new).collect(),
         }
