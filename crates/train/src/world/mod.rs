@@ -63,7 +63,7 @@ impl World {
         observer: &dyn Observer,
     ) -> Result<Self, TrainError> {
         let checkpoint = find_checkpoint(&recipe.engine.checkpoint)?;
-        observer.event(&RunEvent::Notice(format!("policy: {}", checkpoint.display())));
+        observer.event(&RunEvent::Notice(format!("policy: {}", described(recipe, &checkpoint))));
         let renderer = renderer(recipe, policy_tokenizer(recipe, &checkpoint)?, &checkpoint)?;
         let Policy { trainer, sampler } = Policy::open(recipe, &checkpoint, observer)?;
         let images = Arc::new(TaskImages::default());
@@ -84,6 +84,18 @@ impl World {
             trainer,
         })
     }
+}
+
+/// Where the weights are: in the checkpoint, or at servers, which then only share its tokenizer.
+fn described(recipe: &Recipe, checkpoint: &Path) -> String {
+    if recipe.trains() || recipe.sampler == SamplerKind::Trainer {
+        return checkpoint.display().to_string();
+    }
+    let urls = recipe.servers.urls.join(", ");
+    if recipe.sampler == SamplerKind::Openai {
+        return urls;
+    }
+    format!("{urls} (tokenizer: {})", checkpoint.display())
 }
 
 /// The environment with the agent that the recipe names: our own, or a foreign one.
