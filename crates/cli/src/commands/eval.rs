@@ -111,6 +111,20 @@ fn plan(args: &EvalArgs) -> Result<Plan, CliError> {
         compare: args.compare.clone(),
     };
     // Before the task set is made, which may take a while.
+    let is_known = ["held-out", "transfer"].contains(&plan.tasks.as_str());
+    if !is_known && !Path::new(&plan.tasks).exists() {
+        return Err(CliError::usage(format!(
+            "--tasks {}: neither held-out nor transfer, and there is no such file",
+            plan.tasks
+        )));
+    }
+    let is_url = |model: &&String| ["http://", "https://"].iter().any(|p| model.starts_with(p));
+    if let Some(model) = plan.models.iter().find(|model| !is_url(model)) {
+        return Err(CliError::usage(format!(
+            "--model {model:?} is no server: write http://HOST:PORT or https://HOST, and the \
+             model's name there behind a #"
+        )));
+    }
     for (recipe, _) in plan.targets() {
         recipe.check()?;
         if recipe.sampler != SamplerKind::Openai {
@@ -246,11 +260,6 @@ fn sets(
         "held-out" => tasks.transfer = none(),
         "transfer" => tasks.held_out = none(),
         path => {
-            if !Path::new(path).exists() {
-                return Err(CliError::usage(format!(
-                    "--tasks {path}: neither held-out nor transfer, and there is no such file"
-                )));
-            }
             tasks.transfer = none();
             tasks.held_out = TaskSetRecipe {
                 source: TaskSource::File,
