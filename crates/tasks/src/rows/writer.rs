@@ -1,10 +1,11 @@
-//! Writing a task set row by row.
+//! Writing a task set, or what was found of one, row by row.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use patchwright_core::{TaskError, TaskInstance};
+use patchwright_core::TaskError;
+use serde::Serialize;
 
 use super::io;
 
@@ -47,10 +48,10 @@ impl RowWriter {
     ///
     /// # Errors
     /// [`TaskError::Io`].
-    pub fn write(&mut self, instance: &TaskInstance) -> Result<(), TaskError> {
+    pub fn write(&mut self, row: &impl Serialize) -> Result<(), TaskError> {
         let Some(out) = &mut self.out else { return Ok(()) };
         let mut write = || -> std::io::Result<()> {
-            serde_json::to_writer(&mut *out, instance)?;
+            serde_json::to_writer(&mut *out, row)?;
             out.write_all(b"\n")
         };
         write().map_err(|e| io("writing", &self.path, e))?;

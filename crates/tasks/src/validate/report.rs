@@ -10,11 +10,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use patchwright_core::TaskError;
 use serde::{Deserialize, Serialize};
+
+use crate::rows::RowWriter;
 
 /// Version of [`TaskVerdict`] on disk.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -132,24 +134,9 @@ pub fn read_report(path: &Path) -> Result<Vec<TaskVerdict>, TaskError> {
 /// # Errors
 /// [`TaskError::Io`].
 pub fn write_report(path: &Path, verdicts: &[TaskVerdict]) -> Result<(), TaskError> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.partial", std::process::id()));
-    let partial = path.with_file_name(name);
-    let write = || -> std::io::Result<()> {
-        let mut text = Vec::new();
-        for verdict in verdicts {
-            serde_json::to_writer(&mut text, verdict)?;
-            text.push(b'\n');
-        }
-        let mut file = File::create(&partial)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        std::fs::rename(&partial, path)
-    };
-    write().map_err(|source| {
-        let _ = std::fs::remove_file(&partial);
-        TaskError::Io { context: format!("writing {}", path.display()), source }
-    })
+    let mut writer = RowWriter::create(path)?;
+    verdicts.iter().try_for_each(|verdict| writer.write(verdict))?;
+    writer.finish().map(|_| ())
 }
 
 #[cfg(test)]
