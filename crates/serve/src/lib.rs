@@ -8,7 +8,7 @@
 //!                                                   └─► gateway ─► openai, recorded per episode
 //! ```
 //! HTTP is asynchronous on few threads; engines block, so they are called on a bounded pool
-//! ([`work`]) and told when the client has gone away.
+//! (`work`) and told when the client has gone away.
 
 mod auth;
 mod error;
