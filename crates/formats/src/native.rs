@@ -24,7 +24,7 @@ pub fn write<'a>(
     Ok(())
 }
 
-/// Reads a file that [`write`] wrote, a line at a time.
+/// Reads a file that [`write()`] wrote, a line at a time.
 ///
 /// # Errors
 /// Each item is an error for a line that cannot be read, is too long, is not a rollout, or whose
