@@ -18,7 +18,9 @@ pub use rollout::{
     FailureClass, Message, Role, Rollout, RolloutGroup, RolloutStatus, TokenSpan, Trajectory, Turn,
     TurnOutcome,
 };
-pub use sampler::{Completion, FinishReason, SampleRequest, Sampler, SamplerError, SamplingParams};
+pub use sampler::{
+    Completion, DrawnToken, FinishReason, SampleRequest, Sampler, SamplerError, SamplingParams,
+};
 pub use sandbox::{
     ExecOutput, ExecRequest, ExecStatus, OutputStream, RootFs, Sandbox, SandboxError,
     SandboxLimits, SandboxProvider, SandboxSpec,

@@ -87,6 +87,17 @@ pub struct Completion {
     pub policy_versions: Vec<PolicyVersion>,
 }
 
+/// A token as it is drawn.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct DrawnToken {
+    /// The token.
+    pub token: u32,
+    /// Its log-probability under the full distribution at temperature 1.
+    pub logprob: f32,
+    /// Its entry of [`Completion::top_logprobs`]; empty where there are none.
+    pub top: Vec<(u32, f32)>,
+}
+
 /// A failure of the engine: infrastructure, never a reward.
 #[derive(Debug, thiserror::Error)]
 pub enum SamplerError {
@@ -125,8 +136,8 @@ pub trait Sampler: Send + Sync {
         self.sample(request)
     }
 
-    /// As [`Sampler::sample_cancellable`], and `on_token` hears each token with its log-probability
-    /// as it is drawn, from the calling thread. An engine that cannot tell them earlier tells them
+    /// As [`Sampler::sample_cancellable`], and `on_token` hears each token as it is drawn, from
+    /// the calling thread. An engine that cannot tell them earlier tells them
     /// all at the end.
     ///
     /// # Errors
@@ -134,12 +145,14 @@ pub trait Sampler: Send + Sync {
     fn sample_streaming(
         &self,
         request: &SampleRequest,
-        on_token: &mut dyn FnMut(u32, f32),
+        on_token: &mut dyn FnMut(&DrawnToken),
         is_cancelled: &dyn Fn() -> bool,
     ) -> Result<Completion, SamplerError> {
         let completion = self.sample_cancellable(request, is_cancelled)?;
-        for (token, logprob) in completion.tokens.iter().zip(&completion.logprobs) {
-            on_token(*token, *logprob);
+        for (i, (token, logprob)) in completion.tokens.iter().zip(&completion.logprobs).enumerate()
+        {
+            let top = completion.top_logprobs.get(i).cloned().unwrap_or_default();
+            on_token(&DrawnToken { token: *token, logprob: *logprob, top });
         }
         Ok(completion)
     }

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::attention::{StripScratch, attend, fit};
 use crate::config::ModelConfig;
-use crate::draw::{Drawn, draw, score};
+use crate::draw::{Drawn, draw, most_likely, score};
 use crate::forward::{LayerState, Matmul, embed, final_norm, finish_layer, logits, project_qkv};
 use crate::kernels::gemm::matmul;
 use crate::kernels::skinny::matmul_wide;
@@ -25,6 +25,8 @@ pub(crate) struct Run {
     /// Places of the tokens whose log-probabilities are wanted.
     pub scored: Range<usize>,
     pub temperature: f32,
+    /// How many of the most likely tokens are wanted with a drawn one.
+    pub num_top_logprobs: usize,
     /// The completion's own random stream: one number a token.
     pub rng: ChaCha8Rng,
 }
@@ -52,6 +54,8 @@ pub(crate) struct StepResult {
     pub prompt_logprobs: Vec<f32>,
     /// The token that follows, if the step reached the end.
     pub drawn: Option<Drawn>,
+    /// The most likely tokens that it was drawn from, as many as are wanted.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// Logits that are held at once.
@@ -160,6 +164,9 @@ impl DecodeWorkspace {
                     result.prompt_logprobs.push(score(row, *token, &mut self.weights));
                 } else {
                     let drawn = draw(row, run.temperature, &mut run.rng, &mut self.weights);
+                    if run.num_top_logprobs > 0 {
+                        result.top = most_likely(row, run.num_top_logprobs, &mut self.weights);
+                    }
                     result.drawn = Some(drawn);
                 }
             }

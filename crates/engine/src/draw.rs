@@ -52,6 +52,25 @@ pub(crate) fn score(logits: &[f32], token: u32, weights: &mut Vec<f32>) -> f32 {
     math::logprob(logits[token as usize], max, sum)
 }
 
+/// The `count` most likely tokens of a row of logits with their log-probabilities, most likely
+/// first, ties by id. `weights` is scratch.
+pub(crate) fn most_likely(logits: &[f32], count: usize, weights: &mut Vec<f32>) -> Vec<(u32, f32)> {
+    let weights = fit(weights, logits.len());
+    weights.copy_from_slice(logits);
+    let (max, sum) = math::exp_row(weights);
+    let mut best: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
+    for (token, logit) in logits.iter().enumerate() {
+        // What is no number is not likely; equal ones stay behind those that came before.
+        let enters = best.len() < count || best.last().is_some_and(|last| *logit > last.1);
+        if enters && !logit.is_nan() {
+            let place = best.partition_point(|other| other.1 >= *logit);
+            best.insert(place, (token as u32, *logit));
+            best.truncate(count);
+        }
+    }
+    best.into_iter().map(|(token, logit)| (token, math::logprob(logit, max, sum))).collect()
+}
+
 /// The first index of the largest element; 0 where nothing compares.
 fn first_max(row: &[f32], max: f32) -> usize {
     row.iter().position(|x| *x >= max).unwrap_or(0)
@@ -155,6 +174,23 @@ mod tests {
         assert!((flat.entropy - 64f32.ln()).abs() < 1e-6);
         let sure = draw(&[0.0, f32::NEG_INFINITY], 1.0, &mut rng, &mut Vec::new());
         assert_eq!((sure.token, sure.entropy), (0, 0.0));
+    }
+
+    #[test]
+    fn likely_tokens_come_in_order_and_are_scored_as_drawn_ones() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        // Few different values: many ties.
+        let logits: Vec<f32> = (0..3000).map(|_| rng.random_range(0..40) as f32 * 0.25).collect();
+        let mut scratch = Vec::new();
+        let mut expected: Vec<u32> = (0..3000).collect();
+        expected.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+        let top = most_likely(&logits, 200, &mut scratch);
+        assert_eq!(top.iter().map(|t| t.0).collect::<Vec<_>>(), expected[..200]);
+        for (token, logprob) in top {
+            assert_eq!(logprob.to_bits(), score(&logits, token, &mut scratch).to_bits());
+        }
+        assert_eq!(most_likely(&logits, 4000, &mut scratch).len(), 3000);
+        assert_eq!(most_likely(&[f32::NAN, 1.0], 2, &mut scratch).len(), 1);
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use patchwright_core::{Completion, PolicyVersion, SampleRequest, Sampler, SamplerError};
+use patchwright_core::{
+    Completion, DrawnToken, PolicyVersion, SampleRequest, Sampler, SamplerError,
+};
 
 use crate::engine::EngineOptions;
 use crate::kv_cache::PAGE;
@@ -258,7 +260,7 @@ impl Sampler for EmbeddedSampler {
     fn sample_streaming(
         &self,
         request: &SampleRequest,
-        on_token: &mut dyn FnMut(u32, f32),
+        on_token: &mut dyn FnMut(&DrawnToken),
         is_cancelled: &dyn Fn() -> bool,
     ) -> Result<Completion, SamplerError> {
         if is_cancelled() {
@@ -270,7 +272,7 @@ impl Sampler for EmbeddedSampler {
         let mut is_withdrawn = false;
         loop {
             match tokens.recv_timeout(CANCEL_INTERVAL) {
-                Ok((token, logprob)) => on_token(token, logprob),
+                Ok(drawn) => on_token(&drawn),
                 // The sequence is gone: it has been answered, or the thread has ended.
                 Err(RecvTimeoutError::Disconnected) => return wait.recv().map_err(|_| ended())?,
                 Err(RecvTimeoutError::Timeout) => {}

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, SyncSender};
 
-use patchwright_core::{Completion, FinishReason, PolicyVersion, SampleRequest, SamplerError};
+use patchwright_core::{
+    Completion, DrawnToken, FinishReason, PolicyVersion, SampleRequest, SamplerError,
+};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -15,11 +17,14 @@ use crate::prefix_tree::{Found, NodeId, PrefixTree, ROOT};
 /// Where the answer goes.
 pub(crate) type Reply = SyncSender<Result<Completion, SamplerError>>;
 
-/// Where tokens go as they are drawn, each with its log-probability.
-pub(crate) type Listener = Sender<(u32, f32)>;
+/// Where tokens go as they are drawn.
+pub(crate) type Listener = Sender<DrawnToken>;
 
 /// Bytes of each token, for stop strings.
 pub(crate) type TokenBytes = Arc<[Box<[u8]>]>;
+
+/// Likely tokens that are given at most for each that is drawn.
+const MAX_TOP_LOGPROBS: usize = 256;
 
 /// A request and all that is known of its sequence.
 pub(crate) struct Sequence {
@@ -38,6 +43,8 @@ pub(crate) struct Sequence {
     entropies: Vec<f32>,
     policy_versions: Vec<PolicyVersion>,
     prompt_logprobs: Vec<f32>,
+    /// One entry a token where they are asked for, else empty.
+    top_logprobs: Vec<Vec<(u32, f32)>>,
     /// Last bytes drawn, as many as could begin a stop string.
     stop_tail: Vec<u8>,
     /// Where the last of the pages in the tree is, and how many there are.
@@ -62,6 +69,7 @@ impl Sequence {
             count: 0,
             scored: if request.prompt_logprobs { 1..request.context.len() } else { 0..0 },
             temperature: request.params.temperature,
+            num_top_logprobs: request.num_top_logprobs.min(MAX_TOP_LOGPROBS),
             rng: ChaCha8Rng::seed_from_u64(request.seed),
         };
         // The first token has nothing before it.
@@ -77,6 +85,7 @@ impl Sequence {
             entropies: Vec::new(),
             policy_versions: Vec::new(),
             prompt_logprobs,
+            top_logprobs: Vec::new(),
             stop_tail: Vec::new(),
             place: (ROOT, 0),
             num_cached: 0,
@@ -180,7 +189,10 @@ impl Sequence {
         self.policy_versions.push(version);
         if let Some(listener) = &self.listener {
             // Who went away hears nothing.
-            let _ = listener.send((token, logprob));
+            let _ = listener.send(DrawnToken { token, logprob, top: result.top.clone() });
+        }
+        if self.run.num_top_logprobs > 0 {
+            self.top_logprobs.push(result.top);
         }
         if let Some(bytes) = bytes.filter(|_| !self.request.stop_strings.is_empty()) {
             let longest = self.request.stop_strings.iter().map(Vec::len).max().unwrap_or(0);
@@ -226,7 +238,7 @@ impl Sequence {
             entropies: self.entropies,
             prompt_logprobs: self.prompt_logprobs,
             num_cached_tokens: self.num_cached,
-            top_logprobs: Vec::new(),
+            top_logprobs: self.top_logprobs,
             finish_reason,
             policy_version: self.policy_versions.first().copied().unwrap_or_default(),
             policy_versions: self.policy_versions,

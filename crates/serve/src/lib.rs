@@ -24,6 +24,8 @@ mod token_bytes;
 mod work;
 
 pub use auth::BearerToken;
+/// What the modules make and [`Server`] serves.
+pub use axum::Router;
 pub use error::ServeError;
 pub use guard::Guard;
 pub use http::Server;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use patchwright_core::{SampleRequest, Sampler};
 use patchwright_engine::{Engine, EngineOptions};
+use patchwright_remote::sampler::{Dialect, RemoteSampler, SamplerOptions};
 use patchwright_serve::{
     BearerToken, Guard, Metrics, ModelText, Server, ServerLimits, Work, openai,
 };
@@ -155,6 +156,135 @@ fn stop_strings_end_the_text_and_the_tokens() {
 }
 
 #[test]
+fn likely_tokens_stand_beside_each_that_is_drawn() {
+    let rig = rig(ServerLimits::default());
+    let prompt = rig.text.tokenizer().encode("<|user|>f(1) returned 2<|assistant|>");
+    let request = SampleRequest {
+        session: 1,
+        context: prompt.clone(),
+        max_tokens: 12,
+        stop_tokens: rig.text.stop_tokens().to_vec(),
+        num_top_logprobs: 3,
+        seed: 7,
+        ..SampleRequest::default()
+    };
+    let expected = rig.sampler.sample(&request).unwrap();
+    assert_eq!(expected.top_logprobs.len(), expected.tokens.len());
+    let drawn = expected.tokens.iter().zip(&expected.logprobs).zip(&expected.top_logprobs);
+    for ((token, logprob), top) in drawn {
+        assert!(top.len() == 3 && top.is_sorted_by(|a, b| a.1 >= b.1), "{top:?}");
+        match top.iter().find(|(id, _)| id == token) {
+            Some((_, own)) => assert_eq!(own.to_bits(), logprob.to_bits()),
+            None => assert!(*logprob <= top[2].1, "{logprob} {top:?}"),
+        }
+    }
+    let plain = SampleRequest { num_top_logprobs: 0, ..request };
+    let plain = rig.sampler.sample(&plain).unwrap();
+    assert_eq!((&plain.tokens, &plain.logprobs), (&expected.tokens, &expected.logprobs));
+    assert!(plain.top_logprobs.is_empty());
+
+    let mut body = json!({"model": "base", "prompt": prompt, "max_tokens": 12, "seed": 7,
+        "logprobs": 3, "return_tokens_as_token_ids": true, "return_token_ids": true});
+    let whole = rig.completion(&body);
+    let logprobs = &whole["choices"][0]["logprobs"];
+    let tops = logprobs["top_logprobs"].as_array().unwrap();
+    for (i, (top, expected_top)) in tops.iter().zip(&expected.top_logprobs).enumerate() {
+        let mut wanted: Vec<(u32, f32)> = expected_top.clone();
+        wanted.push((expected.tokens[i], expected.logprobs[i]));
+        for (id, logprob) in &wanted {
+            let told = top[format!("token_id:{id}")].as_f64().map(|told| told as f32);
+            assert_eq!(told, Some(*logprob), "{top}");
+        }
+        assert!(top.as_object().unwrap().len() <= 4);
+    }
+    assert_eq!(tops.len(), expected.tokens.len());
+    body["stream"] = true.into();
+    let streamed: Vec<Value> = events(rig.server.address(), "/v1/completions", SECRET, &body)
+        .iter()
+        .filter_map(|event| event["choices"][0]["logprobs"]["top_logprobs"].get(0).cloned())
+        .collect();
+    assert_eq!(json!(streamed), json!(tops));
+
+    let chat = json!({"model": "base", "messages": [{"role": "user", "content": "f(1) returned 2"}],
+        "max_tokens": 8, "seed": 7, "logprobs": true, "top_logprobs": 20});
+    let (status, answer) = rig.post("/v1/chat/completions", &chat);
+    assert_eq!(status, 200, "{answer}");
+    for entry in answer["choices"][0]["logprobs"]["content"].as_array().unwrap() {
+        let top = entry["top_logprobs"].as_array().unwrap();
+        assert_eq!(top.len(), 20);
+        assert!(top[0]["logprob"].as_f64() >= entry["logprob"].as_f64(), "{entry}");
+        assert!(top[0]["token"].is_string() && top[0]["bytes"].is_array(), "{entry}");
+    }
+    let (status, refused) = rig.post(
+        "/v1/completions",
+        &json!({"model": "base", "prompt": "a",
+        "echo": true, "logprobs": 1}),
+    );
+    assert_eq!((status, &refused["error"]["param"]), (400, &json!("logprobs")));
+}
+
+/// A sampler for vLLM's completions, fields and all, draws here what the engine draws.
+#[test]
+fn a_client_of_vllm_draws_tokens_here() {
+    let rig = rig(ServerLimits::default());
+    let options = SamplerOptions {
+        token: Some(patchwright_remote::http::BearerToken::new(SECRET)),
+        ..SamplerOptions::new(vec![format!("http://{}", rig.server.address())])
+    };
+    let remote = RemoteSampler::connect(Dialect::VllmCompletions, options).unwrap();
+    assert_eq!(remote.max_context(), rig.sampler.max_context());
+    let request = SampleRequest {
+        session: 1,
+        context: rig.text.tokenizer().encode("<|user|>f(1) returned 2<|assistant|>"),
+        max_tokens: 40,
+        num_top_logprobs: 2,
+        seed: 14,
+        ..SampleRequest::default()
+    };
+    let drawn = remote.sample(&request).unwrap();
+    // The client sends its seed halved.
+    let own = rig.sampler.sample(&SampleRequest { seed: 7, ..request.clone() }).unwrap();
+    assert_eq!((&drawn.tokens, &drawn.top_logprobs), (&own.tokens, &own.top_logprobs));
+    assert_eq!(drawn.logprobs, own.logprobs);
+    // A stop string and its tokens belong to the completion.
+    let said = rig.text.tokenizer().decode(&drawn.tokens[..6]);
+    let stop = said.as_bytes()[said.len() - 2..].to_vec();
+    let stopped = SampleRequest { stop_strings: vec![stop.clone()], ..request };
+    let short = remote.sample(&stopped).unwrap();
+    assert!(short.tokens.len() <= 6 && drawn.tokens.starts_with(&short.tokens));
+    assert_eq!(short.finish_reason, patchwright_core::FinishReason::Stop);
+    let said = rig.text.tokenizer().decode(&short.tokens);
+    assert!(said.as_bytes().windows(2).any(|pair| pair == stop), "{said}");
+}
+
+#[test]
+fn special_tokens_and_stops_are_text_where_they_are_asked_for() {
+    let rig = rig(ServerLimits::default());
+    let end = rig.text.stop_tokens()[0];
+    let mut body = json!({"model": "base", "prompt": "<|user|>f(1) returned 2<|assistant|>",
+        "max_tokens": 400, "seed": 3, "return_token_ids": true});
+    let whole = rig.completion(&body);
+    let ids: Vec<u32> = serde_json::from_value(whole["choices"][0]["token_ids"].clone()).unwrap();
+    assert_eq!(ids.last(), Some(&end), "the seed draws one that ends");
+    let text =
+        |body: &Value| rig.completion(body)["choices"][0]["text"].as_str().unwrap().to_owned();
+    let plain = text(&body);
+    body["skip_special_tokens"] = false.into();
+    assert_eq!(text(&body), rig.text.tokenizer().decode(&ids[..ids.len() - 1]));
+    body["include_stop_str_in_output"] = true.into();
+    assert_eq!(text(&body), rig.text.tokenizer().decode(&ids));
+    body["skip_special_tokens"] = true.into();
+    let stop = &plain[2..5];
+    body["stop"] = json!([stop]);
+    let with_stop = text(&body);
+    body["stream"] = true.into();
+    let pieces = events(rig.server.address(), "/v1/completions", SECRET, &body);
+    let pieces = pieces.iter().filter_map(|event| event["choices"][0]["text"].as_str());
+    assert_eq!(pieces.collect::<String>(), with_stop);
+    assert_eq!(with_stop, plain[..plain.find(stop).unwrap() + 3]);
+}
+
+#[test]
 fn echo_scores_the_prompt() {
     let rig = rig(ServerLimits::default());
     let prompt = rig.text.tokenizer().encode("<|user|>f(1) returned 2");
@@ -179,7 +309,9 @@ fn no_knob_is_silent() {
         ("top_p", json!(0.9)),
         ("top_k", json!(5)),
         ("frequency_penalty", json!(0.5)),
-        ("top_logprobs", json!(3)),
+        ("top_logprobs", json!(3)), // without logprobs: true
+        ("top_logprobs", json!(21)),
+        ("skip_special_tokens", json!(1)),
         ("logit_bias", json!({"1": 5})),
         ("response_format", json!({"type": "json_object"})),
         ("tool_choice", json!("required")),

@@ -34,6 +34,28 @@ pub(super) fn forward_datum(tokens: &[u32]) -> Datum {
     datum(tokens, [("weights", vec![0.0; tokens.len() - 1])])
 }
 
+/// The datum of a sample's cross-entropy, weighted by its mask.
+pub(super) fn cross_entropy_datum(sample: &TrainingSample) -> Datum {
+    datum(&sample.tokens, [("weights", sample.loss_mask[1..].to_vec())])
+}
+
+/// What a server's cross-entropy came to; `told` are the log-probabilities of samples of at least
+/// two tokens, `[sample][n - 1]`.
+pub(super) fn cross_entropy(samples: &[TrainingSample], told: Vec<Vec<f32>>) -> ForwardBackward {
+    let mut result = ForwardBackward::default();
+    let mut told = told.into_iter();
+    for sample in samples {
+        let rest = if sample.tokens.len() > 1 { told.next() } else { None };
+        let logprobs: Vec<f32> = std::iter::once(0.0).chain(rest.into_iter().flatten()).collect();
+        for (weight, logprob) in sample.loss_mask.iter().zip(&logprobs).skip(1) {
+            result.loss -= f64::from(weight * logprob);
+            result.num_loss_tokens += usize::from(*weight != 0.0);
+        }
+        result.logprobs.push(logprobs);
+    }
+    result
+}
+
 /// Datums whose loss has the derivatives of `pending`.
 ///
 /// Where token losses are summed that is a cross-entropy with the negated derivatives as weights.
@@ -202,6 +224,21 @@ mod tests {
         for reduction in [Reduction::Sum, Reduction::MeanOfMeans] {
             assert_eq!(derivatives(reduction), [vec![-1.0, -3.0], vec![0.5]], "{reduction:?}");
         }
+    }
+
+    #[test]
+    fn a_servers_cross_entropy_is_added_up_by_weights() {
+        let samples = [
+            TrainingSample::supervised(vec![1, 2, 3], vec![1.0, 0.5, 0.0]),
+            TrainingSample::supervised(vec![9], vec![1.0]),
+            TrainingSample::supervised(vec![4, 5], vec![0.0, 2.0]),
+        ];
+        let datum = super::cross_entropy_datum(&samples[0]);
+        assert_eq!(datum.loss_fn_inputs["weights"].as_f32("weights").unwrap(), [0.5, 0.0]);
+        let result = super::cross_entropy(&samples, vec![vec![-1.0, -9.0], vec![-3.0]]);
+        assert!((result.loss - 6.5).abs() < 1e-12, "{}", result.loss);
+        assert_eq!(result.num_loss_tokens, 2);
+        assert_eq!(result.logprobs, [vec![0.0, -1.0, -9.0], vec![0.0], vec![0.0, -3.0]]);
     }
 
     #[test]

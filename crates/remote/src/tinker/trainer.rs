@@ -181,6 +181,39 @@ impl TinkerTrainer {
         self.findings.clips_gradients
     }
 
+    /// [`Trainer::forward_backward`] with the cross-entropy of the server itself, each token
+    /// weighted by its `loss_mask`: one pass where any other objective needs two. The gradient
+    /// waits at the server for [`Trainer::optim_step`]; if the server is lost in between, so is it,
+    /// and that is an error.
+    ///
+    /// # Errors
+    /// [`TrainerError`]; [`TrainerError::BadInput`] for samples out of shape, and where losses are
+    /// not summed.
+    pub fn cross_entropy(
+        &mut self,
+        samples: &[TrainingSample],
+    ) -> Result<ForwardBackward, TrainerError> {
+        batch::check(samples)?;
+        if self.findings.reduction != Reduction::Sum {
+            let reason = format!("{} does not sum losses up", self.client.url());
+            return Err(TrainerError::BadInput(reason));
+        }
+        let long = || samples.iter().filter(|sample| sample.tokens.len() > 1);
+        let data: Vec<_> = long().map(batch::cross_entropy_datum).collect();
+        let lengths: Vec<usize> = long().map(|sample| sample.tokens.len() - 1).collect();
+        let mut told = Vec::new();
+        if !data.is_empty() {
+            let output = self.surviving(|trainer| {
+                trainer.settle_optimizer()?;
+                let loss = LossFn::CrossEntropy;
+                trainer.model.run(&trainer.client, &trainer.chunking, data.clone(), loss, false)
+            })?;
+            self.changed = true;
+            told = batch::logprobs("forward_backward", output, &lengths)?;
+        }
+        Ok(batch::cross_entropy(samples, told))
+    }
+
     /// Does `operation`; when the server has lost session or model, gets them back and does it once
     /// more.
     fn surviving<T>(

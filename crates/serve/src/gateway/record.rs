@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use patchwright_core::{
-    Completion, FinishReason, PolicyVersion, SampleRequest, Sampler, SamplerError, derive_seed,
+    Completion, DrawnToken, FinishReason, PolicyVersion, SampleRequest, Sampler, SamplerError,
+    derive_seed,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -165,7 +166,7 @@ impl Sampler for Recorder {
     fn sample_streaming(
         &self,
         request: &SampleRequest,
-        on_token: &mut dyn FnMut(u32, f32),
+        on_token: &mut dyn FnMut(&DrawnToken),
         is_cancelled: &dyn Fn() -> bool,
     ) -> Result<Completion, SamplerError> {
         let request = self.ruled(request);

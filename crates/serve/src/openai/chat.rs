@@ -6,9 +6,11 @@ use std::sync::Arc;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use minijinja::Value as Any;
+use patchwright_core::DrawnToken;
 use serde_json::{Value, json};
 
 use super::fields::Fields;
+use super::logprobs::{Names, Scored, take_top};
 use super::sampling::{Ask, Generation, Sampling, generate, generate_all};
 use super::stream::{Events, Growing, events};
 use super::tools::{self, ToolCall};
@@ -25,6 +27,12 @@ struct Asked {
     tools: bool,
     logprobs: bool,
     sampling: Sampling,
+}
+
+impl Asked {
+    fn names<'a>(&self, served: &'a Served) -> Names<'a> {
+        Names { text: &served.text, are_ids: self.sampling.form.are_ids }
+    }
 }
 
 fn take(fields: &mut Fields, served: &Served) -> Result<Asked, ApiError> {
@@ -46,18 +54,15 @@ fn take(fields: &mut Fields, served: &Served) -> Result<Asked, ApiError> {
         return Err(ApiError::param("max_tokens", "is 0, expected at least 1"));
     }
     let logprobs = fields.take_or("logprobs", false)?;
-    match fields.take::<u32>("top_logprobs")? {
-        None | Some(0) => {}
-        Some(_) => {
-            let message = "alternatives are not given here; logprobs: true with top_logprobs: 0 \
-                 gives the sampled tokens' own";
-            return Err(ApiError::param("top_logprobs", message));
-        }
+    let num_top = take_top(fields, "top_logprobs")?.unwrap_or(0);
+    if num_top > 0 && !logprobs {
+        return Err(ApiError::param("top_logprobs", "needs logprobs: true"));
     }
     let variables: BTreeMap<String, Any> =
         fields.take_or("chat_template_kwargs", BTreeMap::new())?;
     fields.neutral("add_generation_prompt", &[json!(true)])?;
-    let sampling = Sampling::take(fields, served, max_tokens)?;
+    let mut sampling = Sampling::take(fields, served, max_tokens)?;
+    sampling.num_top = num_top;
     let rendered = served
         .text
         .render(&messages, tools.as_ref(), variables)
@@ -211,7 +216,7 @@ fn choice(
         "logprobs": null,
     });
     if asked.logprobs {
-        let entries = logprobs::chat(&served.text, &generation.tokens, &generation.logprobs);
+        let entries = logprobs::chat(asked.names(served), Scored::all(generation));
         choice["logprobs"] = json!({"content": entries, "refusal": null});
     }
     if asked.sampling.return_token_ids {
@@ -244,9 +249,9 @@ async fn stream(
                 let mut growing = Growing::new(&asked.sampling.stop);
                 let gone = gone.or_closed(&events);
                 piece.delta(&json!({"role": "assistant", "content": ""}), &[], None);
-                let mut tell = |token, logprob| {
-                    let text = growing.push(&served.text, token);
-                    piece.token(&served, &text, token, logprob);
+                let mut tell = |drawn: &DrawnToken| {
+                    let text = growing.push(&served.text, drawn.token);
+                    piece.token(&served, &text, drawn);
                 };
                 let prompt = &asked.prompt.tokens;
                 let ask = Ask { prompt, sampling: &asked.sampling, index, prompt_logprobs: false };
@@ -288,9 +293,9 @@ impl Piece<'_> {
         self.events.send(&self.head);
     }
 
-    fn token(&mut self, served: &Served, text: &str, token: u32, logprob: f32) {
+    fn token(&mut self, served: &Served, text: &str, drawn: &DrawnToken) {
         let entries = if self.asked.logprobs {
-            logprobs::chat(&served.text, &[token], &[logprob])
+            logprobs::chat(self.asked.names(served), Scored::one(drawn))
         } else {
             Vec::new()
         };
@@ -301,7 +306,7 @@ impl Piece<'_> {
         }
         let mut delta = json!({"content": text});
         if ids {
-            delta["token_ids"] = json!([token]);
+            delta["token_ids"] = json!([drawn.token]);
         }
         self.delta(&delta, &entries, None);
     }

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
+use patchwright_core::DrawnToken;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::fields::Fields;
+use super::logprobs::{Names, Scored, take_top};
 use super::sampling::{Ask, Generation, Sampling, generate, generate_all};
 use super::stream::{Events, Growing, events};
 use super::{Served, Shared, finish_name, logprobs, missing, now, usage};
@@ -38,6 +40,12 @@ struct Asked {
     sampling: Sampling,
 }
 
+impl Asked {
+    fn names<'a>(&self, served: &'a Served) -> Names<'a> {
+        Names { text: &served.text, are_ids: self.sampling.form.are_ids }
+    }
+}
+
 fn take(fields: &mut Fields, served: &Served) -> Result<Asked, ApiError> {
     let text = &served.text;
     let forms = |_| ApiError::param("prompt", "expected a string, token ids, or a list of either");
@@ -57,20 +65,14 @@ fn take(fields: &mut Fields, served: &Served) -> Result<Asked, ApiError> {
         return Err(ApiError::param("prompt", format!("more than {MAX_PROMPTS} prompts")));
     }
     let max_tokens = fields.take_or("max_tokens", DEFAULT_MAX_TOKENS)?;
-    let sampling = Sampling::take(fields, served, Some(max_tokens))?;
-    let logprobs = match fields.take::<u32>("logprobs")? {
-        None => false,
-        Some(0) => true,
-        // The most likely token is the sampled one.
-        Some(1) if sampling.temperature == 0.0 => true,
-        Some(_) => {
-            return Err(ApiError::param(
-                "logprobs",
-                "alternatives are not given here; 0 gives the sampled tokens' own",
-            ));
-        }
-    };
+    let mut sampling = Sampling::take(fields, served, Some(max_tokens))?;
+    let logprobs = take_top(fields, "logprobs")?;
+    sampling.num_top = logprobs.unwrap_or(0);
     let echo = fields.take_or("echo", false)?;
+    if echo && sampling.num_top > 0 {
+        let message = "above 0 is not supported with echo; 0 gives the tokens' own";
+        return Err(ApiError::param("logprobs", message));
+    }
     fields.neutral("suffix", &[json!("")])?;
     if echo && sampling.stream {
         return Err(ApiError::param("echo", "is not supported with stream: true"));
@@ -79,7 +81,8 @@ fn take(fields: &mut Fields, served: &Served) -> Result<Asked, ApiError> {
         return Err(ApiError::param("max_tokens", "is 0, which asks for nothing without echo"));
     }
     let echo = echo.then(|| prompts.iter().map(|p| text.tokenizer().decode(p)).collect());
-    Ok(Asked { prompts: prompts.into_iter().map(Arc::from).collect(), echo, logprobs, sampling })
+    let prompts = prompts.into_iter().map(Arc::from).collect();
+    Ok(Asked { prompts, echo, logprobs: logprobs.is_some(), sampling })
 }
 
 /// Answers a request whose model is known.
@@ -137,11 +140,12 @@ fn choice(served: &Served, asked: &Asked, index: usize, generation: &Generation)
         "logprobs": null,
     });
     if asked.logprobs {
-        let drawn = (&generation.tokens[..], &generation.logprobs[..]);
         // Empty where they were not asked for.
         let scored = &generation.prompt_logprobs;
         let before = if scored.is_empty() { &[][..] } else { &prompt[..] };
-        choice["logprobs"] = logprobs::completion(&served.text, (before, scored), drawn, 0);
+        let names = asked.names(served);
+        choice["logprobs"] =
+            logprobs::completion(names, (before, scored), Scored::all(generation), 0);
     }
     if asked.sampling.return_token_ids {
         choice["prompt_token_ids"] = json!(&prompt[..]);
@@ -170,9 +174,9 @@ async fn stream(
                 let mut growing = Growing::new(&asked.sampling.stop);
                 let gone = gone.or_closed(&events);
                 let sampling = &asked.sampling;
-                let mut tell = |token, logprob| {
-                    let text = growing.push(&served.text, token);
-                    piece.send(&events, &text, Some((token, logprob)), None);
+                let mut tell = |drawn: &DrawnToken| {
+                    let text = growing.push(&served.text, drawn.token);
+                    piece.send(&events, &text, Some(drawn), None);
                 };
                 let ask = Ask { prompt: &prompt, sampling, index, prompt_logprobs: false };
                 let generation = generate(&served, &shared, ask, Some(&mut tell), &gone)?;
@@ -208,7 +212,7 @@ impl Piece<'_> {
         &mut self,
         events: &Events,
         text: &str,
-        drawn: Option<(u32, f32)>,
+        drawn: Option<&DrawnToken>,
         end: Option<&Generation>,
     ) {
         let ids = self.asked.sampling.return_token_ids || self.asked.logprobs;
@@ -219,14 +223,14 @@ impl Piece<'_> {
         let mut choice = json!({
             "index": self.index, "text": text, "finish_reason": finish, "logprobs": null,
         });
-        if let Some((token, logprob)) = drawn {
+        if let Some(drawn) = drawn {
             if self.asked.logprobs {
-                let drawn = (&[token][..], &[logprob][..]);
-                choice["logprobs"] =
-                    logprobs::completion(&self.served.text, (&[], &[]), drawn, self.offset);
+                let names = self.asked.names(self.served);
+                let scored = Scored::one(drawn);
+                choice["logprobs"] = logprobs::completion(names, (&[], &[]), scored, self.offset);
             }
             if self.asked.sampling.return_token_ids {
-                choice["token_ids"] = json!([token]);
+                choice["token_ids"] = json!([drawn.token]);
             }
         }
         self.offset += text.chars().count();

@@ -2,8 +2,10 @@
 //! `/v1/chat/completions`.
 //!
 //! What a request asks is done or refused by name. Log-probabilities are those of the full
-//! distribution at temperature 1, of the sampled tokens; alternatives (`top_logprobs`) are refused,
-//! for the engine does not give them. `return_token_ids` gives tokens as vLLM does.
+//! distribution at temperature 1, of the sampled tokens and of up to 20 likely ones beside each.
+//! vLLM's fields for tokens as they are (`return_token_ids`, `return_tokens_as_token_ids`,
+//! `skip_special_tokens`, `include_stop_str_in_output`) are known, so that clients of its
+//! completions draw tokens here too.
 
 mod chat;
 mod completions;

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use patchwright_core::{Completion, FinishReason, SampleRequest, SamplingParams, derive_seed};
+use patchwright_core::{
+    Completion, DrawnToken, FinishReason, SampleRequest, SamplingParams, derive_seed,
+};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::fields::Fields;
 use super::{Served, Shared};
 use crate::error::ApiError;
+use crate::text::ModelText;
 use crate::work::Gone;
 
 /// Completions of one request at most.
@@ -59,6 +62,20 @@ pub(crate) struct Sampling {
     pub stream: bool,
     pub include_usage: bool,
     pub return_token_ids: bool,
+    /// Likely tokens that are given beside each that is drawn.
+    pub num_top: usize,
+    pub form: TextForm,
+}
+
+/// How tokens become text.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TextForm {
+    /// They are named by their ids in log-probabilities.
+    pub are_ids: bool,
+    /// Special tokens are part of the text.
+    keep_special: bool,
+    /// What ended the text is part of it.
+    include_stop: bool,
 }
 
 impl Sampling {
@@ -102,6 +119,11 @@ impl Sampling {
         if options.is_some() && !stream {
             return Err(ApiError::param("stream_options", "is for stream: true only"));
         }
+        let keep_special = !fields.take_or("skip_special_tokens", true)?;
+        if keep_special && stream {
+            let message = "false is not supported with stream: true";
+            return Err(ApiError::param("skip_special_tokens", message));
+        }
         let seed = fields.take::<i64>("seed")?;
         fields.notes(&NOTES);
         Ok(Self {
@@ -114,7 +136,29 @@ impl Sampling {
             stream,
             include_usage: options.is_some_and(|options| options.include_usage),
             return_token_ids: fields.take_or("return_token_ids", false)?,
+            num_top: 0,
+            form: TextForm {
+                are_ids: fields.take_or("return_tokens_as_token_ids", false)?,
+                keep_special,
+                include_stop: fields.take_or("include_stop_str_in_output", false)?,
+            },
         })
+    }
+}
+
+impl Sampling {
+    /// What tokens say, stop strings included.
+    fn text(&self, text: &ModelText, tokens: &[u32]) -> String {
+        if !self.form.keep_special {
+            return text.visible(tokens);
+        }
+        let said = match tokens.split_last() {
+            Some((last, said)) if !self.form.include_stop && self.stop_tokens.contains(last) => {
+                said
+            }
+            _ => tokens,
+        };
+        text.tokenizer().decode(said)
     }
 }
 
@@ -133,9 +177,7 @@ fn take_neutral(fields: &mut Fields) -> Result<(), ApiError> {
         ("min_tokens", vec![zero]),
         ("logit_bias", vec![json!({})]),
         ("use_beam_search", vec![no.clone()]),
-        ("include_stop_str_in_output", vec![no.clone()]),
-        ("skip_special_tokens", vec![yes.clone()]),
-        ("spaces_between_special_tokens", vec![yes.clone(), no.clone()]),
+        ("spaces_between_special_tokens", vec![yes, no.clone()]),
         ("truncate_prompt_tokens", vec![]),
         ("prompt_logprobs", vec![]),
         ("add_special_tokens", vec![no.clone()]),
@@ -153,14 +195,16 @@ pub(crate) struct Generation {
     pub tokens: Vec<u32>,
     pub logprobs: Vec<f32>,
     pub prompt_logprobs: Vec<f32>,
-    /// What the tokens say, up to a stop string and without special tokens.
+    /// One entry a token if asked for, else empty.
+    pub top_logprobs: Vec<Vec<(u32, f32)>>,
+    /// What the tokens say; without special tokens, and up to what ended it, unless asked for.
     pub text: String,
     pub finish: FinishReason,
     pub cached: usize,
 }
 
 /// Hears the tokens of a completion as they are drawn.
-pub(crate) type OnToken<'a> = &'a mut dyn FnMut(u32, f32);
+pub(crate) type OnToken<'a> = &'a mut dyn FnMut(&DrawnToken);
 
 /// Names of sessions: unique in the process.
 static NUM_SESSIONS: AtomicU64 = AtomicU64::new(1 << 48);
@@ -212,13 +256,13 @@ pub(crate) fn generate(
         stop_tokens: sampling.stop_tokens.clone(),
         stop_strings: stops.map(|stop| stop.as_bytes().to_vec()).collect(),
         prompt_logprobs,
+        num_top_logprobs: sampling.num_top,
         params: SamplingParams { temperature: sampling.temperature },
         seed: if index == 0 {
             sampling.seed
         } else {
             derive_seed(sampling.seed, &["choice", &index.to_string()])
         },
-        ..SampleRequest::default()
     };
     let is_gone = || gone.is_set();
     let drawn = match on_token {
@@ -232,6 +276,7 @@ pub(crate) fn generate(
     if wanted == 0 {
         completion.tokens.clear();
         completion.logprobs.clear();
+        completion.top_logprobs.clear();
         completion.finish_reason = FinishReason::Length;
     }
     let cached = completion.num_cached_tokens;
@@ -249,25 +294,37 @@ fn finish(
     if completion.logprobs.len() != num_tokens {
         return Err(ApiError::internal("the engine gave tokens without log-probabilities"));
     }
+    if sampling.num_top == 0 {
+        completion.top_logprobs.clear();
+    } else if completion.top_logprobs.len() != num_tokens {
+        let message = "this engine gives no likely tokens beside those it draws";
+        return Err(ApiError::param("top_logprobs", message));
+    }
     let mut finish = completion.finish_reason;
-    let mut text = served.text.visible(&completion.tokens);
-    let find = |text: &str| sampling.stop.iter().filter_map(|stop| text.find(&**stop)).min();
-    if let Some(at) = find(&text) {
+    let mut text = sampling.text(&served.text, &completion.tokens);
+    let find = |text: &str| {
+        let places = sampling.stop.iter().filter_map(|stop| Some((text.find(&**stop)?, stop)));
+        places.map(|(at, stop)| (at, at + stop.len())).min()
+    };
+    if let Some((at, end)) = find(&text) {
         // An engine that cannot see stop strings goes on behind them.
-        let has_stop = |len: usize| find(&served.text.visible(&completion.tokens[..len])).is_some();
+        let tokens = &completion.tokens;
+        let has_stop = |len: usize| find(&sampling.text(&served.text, &tokens[..len])).is_some();
         let mut keep = num_tokens;
         while keep > 1 && has_stop(keep - 1) {
             keep -= 1;
         }
         completion.tokens.truncate(keep);
         completion.logprobs.truncate(keep);
-        text.truncate(at);
+        completion.top_logprobs.truncate(keep);
+        text.truncate(if sampling.form.include_stop { end } else { at });
         finish = FinishReason::Stop;
     }
     Ok(Generation {
         tokens: completion.tokens,
         logprobs: completion.logprobs,
         prompt_logprobs: completion.prompt_logprobs,
+        top_logprobs: completion.top_logprobs,
         text,
         finish,
         cached: completion.num_cached_tokens,
