@@ -9,8 +9,14 @@ this is what `agent.foreign_command` starts:
 
     agent.foreign_command = ["python3", "integrations/mini_swe_agent/patchwright_mini.py"]
 
+With --gateway it works off the episodes of `patchwright gateway`, one after another:
+
+    patchwright gateway --tasks held-out --out episodes
+    python3 integrations/mini_swe_agent/patchwright_mini.py --gateway http://127.0.0.1:8001
+
 Prompts are those of mini-swe-agent's `mini_textbased.yaml`, or of the file that `--config` names.
-The gateway gives the endpoint, the key and the task in the environment.
+The gateway gives the endpoint, the key and the task in the environment; with --gateway,
+PATCHWRIGHT_TOKEN is the operator's token, if it asks for one.
 """
 
 import argparse
@@ -18,6 +24,7 @@ import json
 import os
 import platform
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -73,15 +80,57 @@ class PatchwrightEnvironment:
         return {"info": {"config": {"environment": config, "environment_type": kind}}}
 
 
+def lease() -> dict | None:
+    """The gateway's next episode, whose commands run in its sandbox; None when nothing is left."""
+    headers = {"Authorization": "Bearer " + os.environ.get("PATCHWRIGHT_TOKEN", "")}
+    url = os.environ["PATCHWRIGHT_GATEWAY"] + "/episodes"
+    while True:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, b'{"sandbox": true}', headers)) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code == 410:
+                return None
+            if error.code != 429:
+                raise RuntimeError(f"gateway: {error.code}: {error.read().decode(errors='replace')}") from None
+            time.sleep(float(error.headers.get("Retry-After", 1)))
+
+
+def episodes(options: argparse.Namespace) -> None:
+    gateway = os.environ["PATCHWRIGHT_GATEWAY"] = options.gateway.rstrip("/")
+    while (episode := lease()) is not None:
+        os.environ["OPENAI_BASE_URL"] = os.environ["OPENAI_API_BASE"] = gateway + episode["paths"]["openai"]
+        os.environ["OPENAI_API_KEY"] = episode["key"]
+        os.environ["PATCHWRIGHT_MODEL"] = episode["model"]
+        os.environ["PATCHWRIGHT_TASK"] = episode["task"]["problem_statement"]
+        try:
+            work(options)
+        except Exception as error:
+            # Such as all turns used up: what stands in the sandbox is graded.
+            print(f"{type(error).__name__}: {error}"[:500], file=sys.stderr)
+        report = call(episode["paths"]["submit"], {})
+        print(episode["task"]["instance_id"], json.dumps(report), flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", type=Path, help="a mini-swe-agent configuration in YAML")
     parser.add_argument("--output", type=Path, help="where to write the trajectory (.traj.json)")
+    parser.add_argument("--gateway", metavar="URL", help="work off the episodes of a gateway")
     options = parser.parse_args()
 
     os.environ.setdefault("MSWEA_SILENT_STARTUP", "1")
     os.environ.setdefault("MSWEA_CONFIGURED", "true")
     os.environ.setdefault("MSWEA_COST_TRACKING", "ignore_errors")
+    if options.gateway:
+        episodes(options)
+    else:
+        work(options)
+    return 0
+
+
+def work(options: argparse.Namespace) -> None:
+    """One episode, as the environment names it."""
     import yaml
     from minisweagent.agents.default import DefaultAgent
     from minisweagent.config import builtin_config_dir
@@ -99,7 +148,6 @@ def main() -> int:
     agent = DefaultAgent(model, environment, output_path=options.output, **agent_config)
     result = agent.run(os.environ["PATCHWRIGHT_TASK"])
     print(result.get("exit_status"), file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":

@@ -88,24 +88,25 @@ fn drop_reason(rewards: &[Option<Reward>], totals: &[f64], drop_on: DropOn) -> O
     (drop_on == DropOn::Outcome || equal).then_some(same_outcome)
 }
 
-/// The training samples of a scored group: advantage on every sampled token of a sibling, mask 0
-/// on the prompt and on observations.
-pub fn rl_samples(group: &RolloutGroup, scored: &ScoredGroup) -> Vec<TrainingSample> {
+/// The training samples of a scored group, of each sibling that is trained on: advantage on every
+/// sampled token of all its trajectories, mask 0 on prompts and on observations. The token-level
+/// mean of the objective then weighs a token of a branch as one of the main trajectory.
+pub fn rl_samples(group: &RolloutGroup, scored: &ScoredGroup) -> Vec<Vec<TrainingSample>> {
     group
         .rollouts
         .iter()
         .zip(&scored.advantages)
         .filter_map(|(rollout, advantage)| {
             let advantage = (*advantage)? as f32;
-            Some(rollout.trajectory.to_sample(advantage, |_| true))
+            Some(rollout.to_samples(advantage, |_| true))
         })
-        .filter(|sample| sample.num_loss_tokens() > 0)
+        .filter(|samples| !samples.is_empty())
         .collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use patchwright_core::{RolloutGroup, RolloutStatus};
+    use patchwright_core::{RolloutGroup, RolloutStatus, TrainingSample};
 
     use super::{DropOn, DropReason, ScoredGroup, rl_samples, score_group};
     use crate::reward::{PenaltyOn, RewardConfig};
@@ -172,7 +173,7 @@ mod tests {
     fn samples_mask_prompt_and_observations() {
         let group = group(&[(Some(true), 2), (Some(false), 1), (None, 3)]);
         let scored = score_group(&group, &CONFIG, DropOn::Outcome, 1e-6);
-        let samples = rl_samples(&group, &scored);
+        let samples = rl_samples(&group, &scored).concat();
         assert_eq!(samples.len(), 2);
         assert_eq!(samples[0].loss_mask, [0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0]);
         for (sample, sign) in samples.iter().zip([1.0, -1.0]) {
@@ -181,6 +182,23 @@ mod tests {
                 assert_eq!(*mask == 0.0, *advantage == 0.0);
             }
         }
+    }
+
+    /// A sibling that said something beside its main trajectory is trained on all of it, with one
+    /// advantage.
+    #[test]
+    fn branches_are_samples_of_their_own() {
+        let mut group = group(&[(Some(true), 2), (Some(false), 1)]);
+        let branch = rollout(None, RolloutStatus::Submitted, 1, 0).trajectory;
+        let nothing = rollout(None, RolloutStatus::Submitted, 0, 0).trajectory;
+        group.rollouts[0].branches = vec![branch, nothing];
+        let scored = score_group(&group, &CONFIG, DropOn::Outcome, 1e-6);
+        let samples = rl_samples(&group, &scored);
+        assert_eq!(samples.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
+        let num_trained: usize = samples[0].iter().map(TrainingSample::num_loss_tokens).sum();
+        assert_eq!(num_trained, group.rollouts[0].num_sampled_tokens());
+        assert_eq!(samples[0][1].loss_mask, [0.0, 1.0, 1.0, 0.0]);
+        assert_eq!(samples[0][1].advantages[1].to_bits(), samples[0][0].advantages[1].to_bits());
     }
 
     /// A sibling in the middle can have exactly nothing to say; it is left out.

@@ -40,24 +40,22 @@ impl Objective for CrossEntropy {
     }
 }
 
-/// RFT's sample of a rollout (arXiv 2508.03501, section 4.2): `None` unless it is solved. The
-/// mask is 1 on sampled tokens, except, with `mask_format_errors`, those of turns that caused a
-/// formatting error; 0 on the prompt and on observations.
-pub fn rft_sample(rollout: &Rollout, mask_format_errors: bool) -> Option<TrainingSample> {
+/// RFT's samples of a rollout (arXiv 2508.03501, section 4.2), one of each of its trajectories:
+/// none unless it is solved. The mask is 1 on sampled tokens, except, with `mask_format_errors`,
+/// those of turns that caused a formatting error; 0 on the prompt and on observations.
+pub fn rft_samples(rollout: &Rollout, mask_format_errors: bool) -> Vec<TrainingSample> {
     if !rollout.is_solved() {
-        return None;
+        return Vec::new();
     }
-    let sample = rollout
-        .trajectory
-        .to_sample(1.0, |turn| !(mask_format_errors && turn.outcome == TurnOutcome::FormatError));
-    (sample.num_loss_tokens() > 0).then_some(sample)
+    rollout
+        .to_samples(1.0, |turn| !(mask_format_errors && turn.outcome == TurnOutcome::FormatError))
 }
 
 #[cfg(test)]
 mod tests {
     use patchwright_core::{Objective, RolloutStatus, TrainingSample};
 
-    use super::{CrossEntropy, rft_sample};
+    use super::{CrossEntropy, rft_samples};
     use crate::testing::rollout;
 
     /// Goldens of `(w * nll).sum() / w.sum()` by hand: weights 1 and 0.2, the first token's does
@@ -83,13 +81,13 @@ mod tests {
     #[test]
     fn only_successes_and_well_formed_turns_are_learned_from() {
         let submitted = RolloutStatus::Submitted;
-        assert_eq!(rft_sample(&rollout(Some(false), submitted, 2, 0), true), None);
-        assert_eq!(rft_sample(&rollout(None, RolloutStatus::Failed, 2, 0), true), None);
+        assert_eq!(rft_samples(&rollout(Some(false), submitted, 2, 0), true), []);
+        assert_eq!(rft_samples(&rollout(None, RolloutStatus::Failed, 2, 0), true), []);
         let solved = rollout(Some(true), submitted, 2, 1);
-        let masked = rft_sample(&solved, true).unwrap();
-        assert_eq!(masked.loss_mask, [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0]);
-        let unmasked = rft_sample(&solved, false).unwrap();
-        assert_eq!(unmasked.loss_mask, [0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0]);
-        assert_eq!(rft_sample(&rollout(Some(true), submitted, 1, 1), true), None);
+        let masked = rft_samples(&solved, true);
+        assert_eq!(masked[0].loss_mask, [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0]);
+        let unmasked = rft_samples(&solved, false);
+        assert_eq!(unmasked[0].loss_mask, [0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0]);
+        assert_eq!(rft_samples(&rollout(Some(true), submitted, 1, 1), true), []);
     }
 }

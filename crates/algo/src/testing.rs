@@ -42,5 +42,7 @@ pub fn rollout(
         solved,
         patch: String::new(),
         trajectory,
+        branches: Vec::new(),
+        branches: Vec::new(),
     }
 }

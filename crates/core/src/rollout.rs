@@ -136,12 +136,14 @@ pub enum FailureClass {
     Grader,
     /// The engine failed: infrastructure, not rewarded.
     Engine,
+    /// A foreign agent's program failed, or left its episode: infrastructure, not rewarded.
+    Agent,
 }
 
 impl FailureClass {
     /// Whether the failure says nothing about the policy and must never become a reward.
     pub fn is_infrastructure(self) -> bool {
-        matches!(self, Self::Sandbox | Self::Grader | Self::Engine)
+        matches!(self, Self::Sandbox | Self::Grader | Self::Engine | Self::Agent)
     }
 }
 
@@ -182,12 +184,41 @@ pub struct Rollout {
     pub patch: String,
     /// What was said and done.
     pub trajectory: Trajectory,
+    /// What else was said in the same episode, by an agent that rewrites its history, asks several
+    /// times or has helpers: each a sequence of its own, in the order of their beginnings. A token
+    /// is sampled in one of all these trajectories only; where another goes on after it, it stands
+    /// there as prompt. Our own agent has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub branches: Vec<Trajectory>,
 }
 
 impl Rollout {
-    /// Steps of the trajectory, the |tau| of the length penalty.
+    /// All trajectories: the main one, then the branches.
+    pub fn trajectories(&self) -> impl Iterator<Item = &Trajectory> {
+        std::iter::once(&self.trajectory).chain(&self.branches)
+    }
+
+    /// Steps of all trajectories, the |tau| of the length penalty: what a limit on turns counts.
     pub fn num_turns(&self) -> usize {
-        self.trajectory.turns.len()
+        self.trajectories().map(|trajectory| trajectory.turns.len()).sum()
+    }
+
+    /// Sampled tokens of all trajectories.
+    pub fn num_sampled_tokens(&self) -> usize {
+        self.trajectories().map(Trajectory::num_sampled_tokens).sum()
+    }
+
+    /// A sample of each trajectory that has something to train on, with `advantage` on every
+    /// sampled token, see [`Trajectory::to_sample`]. Each sampled token is in the loss once.
+    pub fn to_samples(
+        &self,
+        advantage: f32,
+        keep_turn: impl Fn(&Turn) -> bool,
+    ) -> Vec<TrainingSample> {
+        self.trajectories()
+            .map(|trajectory| trajectory.to_sample(advantage, &keep_turn))
+            .filter(|sample| sample.num_loss_tokens() > 0)
+            .collect()
     }
 
     /// Solved, and known to be.

@@ -268,6 +268,7 @@ fn rollout(document: Document) -> Result<Rollout, String> {
         solved: serde_json::from_value(own("solved")).unwrap_or(None),
         patch: own("patch").as_str().unwrap_or_default().to_owned(),
         trajectory,
+        branches: Vec::new(),
     })
 }
 

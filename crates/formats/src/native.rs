@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 
-use patchwright_core::Rollout;
+use patchwright_core::{Rollout, Trajectory};
 
 use crate::{FormatError, MAX_DOCUMENT_BYTES};
 
@@ -74,7 +74,10 @@ fn parse(line: &[u8]) -> Result<Rollout, String> {
 
 /// Refuses a rollout whose parts do not fit together.
 fn check(rollout: &Rollout) -> Result<(), String> {
-    let trajectory = &rollout.trajectory;
+    rollout.trajectories().try_for_each(check_trajectory)
+}
+
+fn check_trajectory(trajectory: &Trajectory) -> Result<(), String> {
     let num_tokens = trajectory.tokens.len();
     if trajectory.sampler_logprobs.len() != num_tokens {
         let num_logprobs = trajectory.sampler_logprobs.len();

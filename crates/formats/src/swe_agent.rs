@@ -172,6 +172,7 @@ pub fn read(path: &Path) -> Result<Rollout, FormatError> {
             turns: document.trajectory.into_iter().map(turn).collect(),
             ..Trajectory::default()
         },
+        branches: Vec::new(),
     })
 }
 

@@ -34,18 +34,47 @@ pub struct Guard {
 #[derive(Debug)]
 struct Inner {
     token: Option<BearerToken>,
+    keys: Keys,
     limits: ServerLimits,
     requests: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     num_requests: AtomicU64,
 }
 
+/// Knows the keys that are as good as the token.
+struct Keys(Box<dyn Fn(&str) -> bool + Send + Sync>);
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Keys(..)")
+    }
+}
+
+impl Keys {
+    /// Whether an `Authorization` header, or a bare key, is one of them.
+    fn admit(&self, header: &str) -> bool {
+        (self.0)(header.split_once(' ').map_or(header, |(_, key)| key.trim()))
+    }
+}
+
 impl Guard {
     /// A guard that asks for `token`, if there is one, and keeps `limits`.
     pub fn new(token: Option<BearerToken>, limits: ServerLimits, metrics: Arc<Metrics>) -> Self {
+        Self::with_keys(token, limits, metrics, |_| false)
+    }
+
+    /// [`Guard::new`] that lets whoever bears one of other `keys` through as well; what each may do
+    /// is the routes' affair.
+    pub fn with_keys(
+        token: Option<BearerToken>,
+        limits: ServerLimits,
+        metrics: Arc<Metrics>,
+        keys: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        let keys = Keys(Box::new(keys));
         let requests = Arc::new(Semaphore::new(limits.max_requests.max(1)));
         let num_requests = AtomicU64::new(0);
-        Self { inner: Arc::new(Inner { token, limits, requests, metrics, num_requests }) }
+        Self { inner: Arc::new(Inner { token, keys, limits, requests, metrics, num_requests }) }
     }
 
     /// The routes behind the guard, with `/health` (open to all) and `/metrics`.
@@ -77,7 +106,7 @@ async fn authorize(State(guard): State<Guard>, request: Request, next: Next) -> 
         let given = [header::AUTHORIZATION, HeaderName::from_static("x-api-key")]
             .iter()
             .find_map(|name| headers.get(name)?.to_str().ok());
-        if !given.is_some_and(|given| token.matches(given)) {
+        if !given.is_some_and(|given| token.matches(given) || inner.keys.admit(given)) {
             let message = "the bearer token is missing or wrong (Authorization: Bearer TOKEN)";
             return ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message)
                 .into_response();

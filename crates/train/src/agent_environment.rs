@@ -88,6 +88,7 @@ impl AgentEnvironment {
             solved: None,
             patch: run.patch,
             trajectory: run.trajectory,
+            branches: Vec::new(),
         };
         self.graded(task, rollout)
     }

@@ -264,6 +264,7 @@ impl Environment for WaitingEnvironment {
             solved: Some(false),
             patch,
             trajectory,
+            branches: Vec::new(),
         }
     }
 }

@@ -84,6 +84,7 @@ pub fn failed_rollout(
         solved: None,
         patch: String::new(),
         trajectory: Trajectory::default(),
+        branches: Vec::new(),
     }
 }
 

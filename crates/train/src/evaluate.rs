@@ -140,6 +140,7 @@ mod tests {
             solved,
             patch: String::new(),
             trajectory: Trajectory::default(),
+            branches: Vec::new(),
         }
     }
 

@@ -1,7 +1,6 @@
 //! Another's agent instead of our own: a program that is started for each rollout, asks the policy
 //! through the gateway, and runs its commands in our sandbox. Grading is the same.
 
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -9,15 +8,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use patchwright_agent::sandbox_spec_on;
-use patchwright_core::{
-    FailureClass, Rollout, RolloutStatus, Sandbox, SandboxError, SandboxProvider, patch,
-};
-use patchwright_serve::gateway::{Episode, EpisodeSpec, Finished, Gateway, MODEL};
+use patchwright_core::{FailureClass, Rollout};
+use patchwright_serve::gateway::{Episode, Gateway, MODEL};
 use patchwright_serve::{Guard, Metrics, ModelText, ServeError, Server, ServerLimits, Work};
 
 use crate::agent_environment::AgentEnvironment;
 use crate::environment::{Environment, EnvironmentStats, RolloutSpec, Task, failed_rollout};
+use crate::episodes::{End, Episodes};
 use crate::events::CancelToken;
 
 /// How often a running program is looked at.
@@ -37,10 +34,8 @@ const TAIL_BYTES: usize = 4096;
 /// `PATCHWRIGHT_TASK` (the text) and `PATCHWRIGHT_WORKDIR`. It ends with code 0 when it
 /// has submitted: what stands in the sandbox then is graded.
 pub struct ForeignEnvironment {
-    inner: AgentEnvironment,
+    episodes: Episodes,
     command: Vec<String>,
-    text: Arc<ModelText>,
-    gateway: Gateway,
     server: Server,
 }
 
@@ -62,57 +57,12 @@ impl ForeignEnvironment {
         // Each request bears its episode's key.
         let router = Guard::new(None, limits, metrics).protect(gateway.router());
         let server = Server::start(([127, 0, 0, 1], 0).into(), None, limits, router)?;
-        Ok(Self { inner, command, text, gateway, server })
+        Ok(Self { episodes: Episodes { inner, text, gateway }, command, server })
     }
 
     /// Where the gateway listens, as a URL without a path.
     pub fn url(&self) -> String {
         format!("http://{}", self.server.address())
-    }
-
-    /// Opens an episode with a fresh sandbox.
-    fn begin(
-        &self,
-        task: &Task,
-        spec: &RolloutSpec,
-        cancel: &CancelToken,
-    ) -> Result<Episode, SandboxError> {
-        let inner = &self.inner;
-        let unsupported = SandboxError::Unsupported;
-        let root = inner
-            .images
-            .root(&task.instance, Some(cancel))
-            .map_err(|error| unsupported(error.to_string()))?;
-        let workdir = &inner.agent.workdir;
-        let limits = inner.limits.clone();
-        let sandbox_spec = sandbox_spec_on(root, &task.instance, &task.repo, workdir, limits);
-        let mut sandbox = inner.provider.create(&sandbox_spec)?;
-        if inner.agent.git || !matches!(task.repo, patchwright_core::RepoSource::Files(_)) {
-            patchwright_agent::git::base_commit_only(sandbox.as_mut(), workdir)?;
-        }
-        let told = [
-            ("instance_id", &task.instance.instance_id),
-            ("repo", &task.instance.repo),
-            ("problem_statement", &task.instance.problem_statement),
-            ("hints_text", &task.instance.hints_text),
-        ];
-        let told = told.map(|(name, value)| (name.to_owned(), value.clone()));
-        let episode = EpisodeSpec {
-            sampler: Arc::clone(&inner.sampler),
-            text: Arc::clone(&self.text),
-            session: spec.session,
-            seed: spec.seed,
-            temperature: spec.temperature,
-            policy_version: Some(spec.policy_version),
-            max_turns: spec.max_turns,
-            max_turn_tokens: inner.agent.max_turn_tokens,
-            context_tokens: spec.context_tokens,
-            sandbox: Some(sandbox),
-            workdir: workdir.clone(),
-            command_timeout: Duration::from_secs(inner.agent.command_timeout_seconds),
-            task: BTreeMap::from(told),
-        };
-        self.gateway.begin(episode).map_err(|error| unsupported(error.to_string()))
     }
 
     /// Starts the program, in a process group of its own.
@@ -131,7 +81,7 @@ impl ForeignEnvironment {
             .env("PATCHWRIGHT_MODEL", MODEL)
             .env("PATCHWRIGHT_INSTANCE", &task.instance.instance_id)
             .env("PATCHWRIGHT_TASK", &task.instance.problem_statement)
-            .env("PATCHWRIGHT_WORKDIR", &self.inner.agent.workdir)
+            .env("PATCHWRIGHT_WORKDIR", &self.episodes.inner.agent.workdir)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -149,7 +99,8 @@ impl ForeignEnvironment {
         cancel: &CancelToken,
     ) -> Result<(), String> {
         let mut program = self.start(task, episode)?;
-        let timeout = Duration::from_secs(self.inner.agent.command_timeout_seconds) + TURN_SLACK;
+        let agent = &self.episodes.inner.agent;
+        let timeout = Duration::from_secs(agent.command_timeout_seconds) + TURN_SLACK;
         let turns = u32::try_from(spec.max_turns).unwrap_or(u32::MAX).saturating_add(1);
         let deadline = Instant::now().checked_add(timeout.saturating_mul(turns));
         loop {
@@ -169,92 +120,29 @@ impl ForeignEnvironment {
             std::thread::sleep(LOOK);
         }
     }
-
-    /// Makes a rollout of what an episode left, ungraded.
-    fn conclude(
-        &self,
-        task: &Task,
-        spec: &RolloutSpec,
-        finished: Finished,
-        acted: Result<(), String>,
-    ) -> Rollout {
-        let Finished { recording, sandbox, sandbox_failure } = finished;
-        let fail = |class, detail: String| failed_rollout(task, spec, class, detail);
-        let changes = sandbox.map(take_changes);
-        if let Some(reason) = recording.engine_failure {
-            return fail(FailureClass::Engine, reason);
-        }
-        if let Some(reason) = sandbox_failure {
-            return fail(FailureClass::Sandbox, reason);
-        }
-        let limit = if recording.out_of_turns {
-            Some((RolloutStatus::TurnLimit, FailureClass::Turns))
-        } else if recording.out_of_context {
-            Some((RolloutStatus::ContextLimit, FailureClass::Context))
-        } else {
-            None
-        };
-        // A program that gives up because it may not go on has not failed.
-        if let (Err(reason), None) = (acted, limit) {
-            return fail(FailureClass::Engine, reason);
-        }
-        let stitched = recording.stitch(&self.text);
-        let Some(main) = stitched.main() else {
-            return fail(FailureClass::Engine, "the agent's program asked nothing".to_owned());
-        };
-        let (patch, too_much) = match changes {
-            None => (String::new(), None),
-            Some(Ok(patch)) => (patch, None),
-            Some(Err(error @ SandboxError::Limit(_))) => (String::new(), Some(error.to_string())),
-            Some(Err(error)) => return fail(FailureClass::Sandbox, error.to_string()),
-        };
-        let mut trajectory = main.trajectory.clone();
-        if limit.is_none()
-            && let Some(last) = trajectory.turns.last_mut()
-        {
-            last.outcome = patchwright_core::TurnOutcome::Submitted;
-        }
-        let failure = too_much.as_ref().map(|_| FailureClass::Model);
-        Rollout {
-            instance_id: task.instance.instance_id.clone(),
-            sibling: spec.sibling,
-            policy_version: spec.policy_version,
-            status: limit.map_or(RolloutStatus::Submitted, |(status, _)| status),
-            failure: failure.or(limit.map(|(_, class)| class)),
-            failure_detail: too_much,
-            solved: None,
-            patch,
-            trajectory,
-        }
-    }
-}
-
-/// The sandbox's changes as a patch. The sandbox is gone afterwards.
-fn take_changes(mut sandbox: Box<dyn Sandbox>) -> Result<String, SandboxError> {
-    let changes = sandbox.diff();
-    sandbox.destroy()?;
-    Ok(patch::render(&changes?))
 }
 
 impl Environment for ForeignEnvironment {
     fn rollout(&self, task: &Task, spec: &RolloutSpec, cancel: &CancelToken) -> Rollout {
-        let episode = match self.begin(task, spec, cancel) {
+        let episode = match self.episodes.begin(task, spec, true, cancel) {
             Ok(episode) => episode,
             Err(error) => {
                 return failed_rollout(task, spec, FailureClass::Sandbox, error.to_string());
             }
         };
-        let acted = self.act(task, spec, &episode, cancel);
-        let rollout = self.conclude(task, spec, episode.finish(), acted);
-        self.inner.graded(task, rollout)
+        let end = match self.act(task, spec, &episode, cancel) {
+            Ok(()) => End::Submitted(None),
+            Err(reason) => End::Failed(reason),
+        };
+        self.episodes.conclude(task, spec, episode.finish(), end)
     }
 
     fn stats(&self) -> EnvironmentStats {
-        self.inner.stats()
+        self.episodes.inner.stats()
     }
 
     fn limits_rung(&self) -> Option<&str> {
-        self.inner.limits_rung()
+        self.episodes.inner.limits_rung()
     }
 }
 

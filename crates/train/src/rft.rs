@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use patchwright_algo::schedule::learning_rate;
-use patchwright_algo::supervised::{CrossEntropy, rft_sample};
+use patchwright_algo::supervised::{CrossEntropy, rft_samples};
 use patchwright_core::{Objective, RolloutGroup, TrainingSample, stream};
 use rand::seq::SliceRandom;
 
@@ -32,14 +32,14 @@ pub fn rft(run: &mut Run, stage: &str) -> Result<(), TrainError> {
     let groups = collect(run, stage, &tasks)?;
     let rollout_seconds = rollout_start.elapsed().as_secs_f64();
 
-    let samples = keep_successes(run, stage, &groups)?;
+    let (samples, num_trained) = keep_successes(run, stage, &groups)?;
     let totals = RolloutTotals::of(groups.iter().flat_map(|group| &group.rollouts));
     let mut metrics = totals.metrics(stage, 0);
     metrics.reward_mean = metrics.solve_rate;
     metrics.funnel.num_groups = groups.len();
-    metrics.funnel.num_trained = samples.len();
+    metrics.funnel.num_trained = num_trained;
     metrics.funnel.num_dropped_rollouts =
-        totals.funnel.num_rollouts - totals.funnel.num_failed_infrastructure - samples.len();
+        totals.funnel.num_rollouts - totals.funnel.num_failed_infrastructure - num_trained;
 
     let train_start = Instant::now();
     let learned = fine_tune(run, stage, &samples)?;
@@ -96,24 +96,28 @@ fn collect(
 }
 
 /// Journals all rollouts and makes samples of the successes, at most
-/// `max_successes_per_task` of a task.
+/// `max_successes_per_task` of a task. Also tells how many successes these are.
 fn keep_successes(
     run: &mut Run,
     stage: &str,
     groups: &[RolloutGroup],
-) -> Result<Vec<VersionedSample>, TrainError> {
+) -> Result<(Vec<VersionedSample>, usize), TrainError> {
     let most = match run.recipe.rft.max_successes_per_task {
         0 => usize::MAX,
         most => most,
     };
     let mask_format_errors = run.recipe.rft.mask_format_errors;
-    let mut samples = Vec::new();
+    let (mut samples, mut num_successes) = (Vec::new(), 0);
     for group in groups {
-        let successes = group.rollouts.iter().filter_map(|rollout| {
-            let sample = rft_sample(rollout, mask_format_errors)?;
-            Some(VersionedSample { sample, policy_version: rollout.policy_version })
+        let successes = group.rollouts.iter().map(|rollout| {
+            let samples = rft_samples(rollout, mask_format_errors).into_iter();
+            let policy_version = rollout.policy_version;
+            samples.map(|sample| VersionedSample { sample, policy_version }).collect::<Vec<_>>()
         });
-        samples.extend(successes.take(most));
+        for success in successes.filter(|samples| !samples.is_empty()).take(most) {
+            samples.extend(success);
+            num_successes += 1;
+        }
         for rollout in &group.rollouts {
             let readable = rollout.sibling == 0 || rollout.is_solved();
             let record = RolloutRecord::new(stage, 0, rollout, readable);
@@ -121,7 +125,7 @@ fn keep_successes(
         }
         run.record_group(group_record(stage, 0, group))?;
     }
-    Ok(samples)
+    Ok((samples, num_successes))
 }
 
 fn fine_tune(

@@ -175,12 +175,12 @@ impl Learner<Collected> for RlLearner<'_, '_> {
         let start = Instant::now();
         let scored: Vec<ScoredGroup> =
             batch.groups.iter().map(|group| score(group, self.stage)).collect();
-        let samples = self.samples(&batch.groups, &scored)?;
+        let (samples, num_trained) = self.samples(&batch.groups, &scored)?;
         self.journal(iteration, &batch.groups, &scored)?;
         let mut metrics = metrics(&self.stage.name, iteration, &batch.groups, &scored);
-        metrics.funnel.num_trained = samples.len();
+        metrics.funnel.num_trained = num_trained;
         metrics.funnel.num_dropped_rollouts =
-            metrics.funnel.num_rollouts - metrics.funnel.num_failed_infrastructure - samples.len();
+            metrics.funnel.num_rollouts - metrics.funnel.num_failed_infrastructure - num_trained;
         let trainer_version = self.run.world.trainer.policy_version();
         metrics.staleness = samples
             .iter()
@@ -221,15 +221,16 @@ impl Learner<Collected> for RlLearner<'_, '_> {
 }
 
 impl RlLearner<'_, '_> {
-    /// All samples with an advantage; refuses any that is older than the recipe allows.
+    /// All samples with an advantage, and of how many rollouts they are; refuses any that is older
+    /// than the recipe allows.
     fn samples(
         &self,
         groups: &[RolloutGroup],
         scored: &[ScoredGroup],
-    ) -> Result<Vec<VersionedSample>, TrainError> {
+    ) -> Result<(Vec<VersionedSample>, usize), TrainError> {
         let trainer = self.run.world.trainer.policy_version();
         let max_staleness = self.stage.max_staleness;
-        let mut samples = Vec::new();
+        let (mut samples, mut num_rollouts) = (Vec::new(), 0);
         for (group, scored) in groups.iter().zip(scored) {
             let Some(sampled) = group.rollouts.first().map(|rollout| rollout.policy_version) else {
                 continue;
@@ -237,11 +238,13 @@ impl RlLearner<'_, '_> {
             if sampled > trainer || sampled.0 + (max_staleness as u64) < trainer.0 {
                 return Err(TrainError::Stale { sampled, trainer, max_staleness });
             }
-            let of_group = rl_samples(group, scored).into_iter();
+            let of_group = rl_samples(group, scored);
+            num_rollouts += of_group.len();
+            let of_group = of_group.into_iter().flatten();
             samples
                 .extend(of_group.map(|sample| VersionedSample { sample, policy_version: sampled }));
         }
-        Ok(samples)
+        Ok((samples, num_rollouts))
     }
 
     fn journal(

@@ -192,6 +192,6 @@ fn finished(spec: &BatchSpec, rollout: &Rollout) -> RolloutFinished {
         status: rollout.status,
         failure: rollout.failure,
         num_turns: rollout.num_turns(),
-        num_sampled_tokens: rollout.trajectory.num_sampled_tokens(),
+        num_sampled_tokens: rollout.num_sampled_tokens(),
     }
 }

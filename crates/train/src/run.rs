@@ -196,34 +196,38 @@ pub struct RolloutTotals {
 impl RolloutTotals {
     /// Adds up rollouts.
     pub fn of<'r>(rollouts: impl Iterator<Item = &'r Rollout>) -> Self {
-        use patchwright_core::RolloutStatus as Status;
         let mut totals = Self::default();
-        let funnel = &mut totals.funnel;
-        for rollout in rollouts {
-            funnel.num_rollouts += 1;
-            let trajectory = &rollout.trajectory;
-            totals.num_sampled_tokens += trajectory.num_sampled_tokens();
-            totals.logprob_sum +=
-                trajectory.sampler_logprobs.iter().map(|logprob| f64::from(*logprob)).sum::<f64>();
-            if rollout.solved.is_none() {
-                funnel.num_failed_infrastructure += 1;
-                continue;
-            }
-            totals.num_graded += 1;
-            funnel.num_solved += usize::from(rollout.is_solved());
-            let cheated = rollout.failure == Some(patchwright_core::FailureClass::Cheat);
-            funnel.num_cheats += usize::from(cheated);
-            totals.num_turns += rollout.num_turns();
-            totals.num_format_errors += trajectory.num_format_errors();
-            match rollout.status {
-                Status::Submitted => totals.num_submitted += 1,
-                Status::TurnLimit => funnel.num_turn_limit += 1,
-                Status::ContextLimit => funnel.num_context_limit += 1,
-                Status::FormatLimit => funnel.num_format_limit += 1,
-                Status::Failed => {}
-            }
-        }
+        rollouts.for_each(|rollout| totals.add(rollout));
         totals
+    }
+
+    /// Adds one.
+    pub fn add(&mut self, rollout: &Rollout) {
+        use patchwright_core::RolloutStatus as Status;
+        let funnel = &mut self.funnel;
+        funnel.num_rollouts += 1;
+        self.num_sampled_tokens += rollout.num_sampled_tokens();
+        for trajectory in rollout.trajectories() {
+            let logprobs = trajectory.sampler_logprobs.iter().map(|logprob| f64::from(*logprob));
+            self.logprob_sum += logprobs.sum::<f64>();
+        }
+        if rollout.solved.is_none() {
+            funnel.num_failed_infrastructure += 1;
+            return;
+        }
+        self.num_graded += 1;
+        funnel.num_solved += usize::from(rollout.is_solved());
+        let cheated = rollout.failure == Some(patchwright_core::FailureClass::Cheat);
+        funnel.num_cheats += usize::from(cheated);
+        self.num_turns += rollout.num_turns();
+        self.num_format_errors += rollout.trajectory.num_format_errors();
+        match rollout.status {
+            Status::Submitted => self.num_submitted += 1,
+            Status::TurnLimit => funnel.num_turn_limit += 1,
+            Status::ContextLimit => funnel.num_context_limit += 1,
+            Status::FormatLimit => funnel.num_format_limit += 1,
+            Status::Failed => {}
+        }
     }
 
     /// `part` of the graded rollouts, 0 without any.

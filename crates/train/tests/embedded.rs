@@ -12,8 +12,8 @@ use patchwright_agent::{
 use patchwright_algo::supervised::CrossEntropy;
 use patchwright_core::patch::render;
 use patchwright_core::{
-    AdamParams, FileChange, InstallConfig, RepoSource, Rollout, RolloutStatus, SandboxProvider,
-    TaskInstance, Trainer,
+    AdamParams, FailureClass, FileChange, InstallConfig, RepoSource, Rollout, RolloutStatus,
+    SandboxProvider, TaskInstance, Trainer,
 };
 use patchwright_engine::{Engine, EngineOptions, ModelConfig, ModelType};
 use patchwright_train::TrainError;
@@ -322,6 +322,36 @@ fn a_foreign_agent_is_graded_and_trained_on() {
     }
 }
 
+/// An agent that asks for a first opinion and throws it away: what it sampled there is trained on
+/// as well.
+#[test]
+fn all_branches_of_a_foreign_agent_are_trained_on() {
+    let scratch = tempfile::tempdir().unwrap();
+    let base = scratch.path().join("base");
+    let asks = "asked = {\"model\": \"policy\", \"messages\": messages}\n    \
+                post(os.environ[\"OPENAI_BASE_URL\"] + \"/chat/completions\", asked)\n    \
+                while True:";
+    let agent = include_str!("foreign_agent.py").replacen("while True:", asks, 1);
+    let recipe = foreign_recipe(&base, &agent);
+    base_policy(&base, open_provider(&recipe).unwrap().as_ref());
+    for rollout in foreign_rollouts(&recipe, 4, 3) {
+        assert_ne!(rollout.status, RolloutStatus::Failed, "{rollout:?}");
+        assert_eq!(rollout.branches.len(), 1, "{rollout:?}");
+        let samples = rollout.to_samples(1.0, |_| true);
+        let num_trained: usize = samples.iter().map(|sample| sample.num_loss_tokens()).sum();
+        assert_eq!((samples.len(), num_trained), (2, rollout.num_sampled_tokens()));
+        assert!(rollout.num_turns() > rollout.trajectory.turns.len());
+    }
+    let report = start(&scratch.path().join("run"), &recipe, &Silent, &CancelToken::new()).unwrap();
+    for metrics in &report.iterations {
+        assert!(metrics.logprob_difference_max < 1e-4, "{metrics:?}");
+        let funnel = &metrics.funnel;
+        let sum = funnel.num_trained + funnel.num_dropped_rollouts;
+        assert_eq!(sum + funnel.num_failed_infrastructure, funnel.num_rollouts, "{metrics:?}");
+    }
+    assert!(report.iterations.iter().any(|metrics| metrics.funnel.num_trained > 0));
+}
+
 #[test]
 fn a_foreign_agent_that_fails_is_infrastructure() {
     let scratch = tempfile::tempdir().unwrap();
@@ -330,6 +360,7 @@ fn a_foreign_agent_that_fails_is_infrastructure() {
     base_policy(&base, open_provider(&recipe).unwrap().as_ref());
     for rollout in foreign_rollouts(&recipe, 2, 3) {
         assert_eq!((rollout.status, rollout.solved), (RolloutStatus::Failed, None));
+        assert_eq!(rollout.failure, Some(FailureClass::Agent));
         let detail = rollout.failure_detail.unwrap_or_default();
         assert!(detail.contains("exit status: 1") && detail.contains("no such thing"), "{detail}");
     }

@@ -5,6 +5,7 @@
 
 mod bench;
 mod export;
+mod gateway;
 mod images;
 mod models;
 mod sandbox;
@@ -19,6 +20,7 @@ use clap_complete::Shell;
 
 pub use bench::{BenchCommand, BenchControlArgs, BenchEngineArgs, BenchSandboxArgs, Peer};
 pub use export::{ExportRolloutsArgs, RolloutFormat};
+pub use gateway::{GatewayApi, GatewayArgs};
 pub use images::{
     ImagesCommand, ImagesGcArgs, ImagesListArgs, ImagesLoadArgs, ImagesPullArgs, ImagesRemoveArgs,
     StoreArgs,
@@ -84,6 +86,8 @@ pub enum Command {
     Models(ModelsCommand),
     /// Serve a model: OpenAI-compatible endpoints and the Tinker API
     Serve(ServeArgs),
+    /// Give tasks to agents that run anywhere: record, grade and keep what they do
+    Gateway(GatewayArgs),
     /// Measure this machine
     #[command(subcommand)]
     Bench(BenchCommand),

@@ -110,21 +110,7 @@ fn plan(args: &EvalArgs) -> Result<Plan, CliError> {
         models: args.models.clone(),
         compare: args.compare.clone(),
     };
-    // Before the task set is made, which may take a while.
-    let is_known = ["held-out", "transfer"].contains(&plan.tasks.as_str());
-    if !is_known && !Path::new(&plan.tasks).exists() {
-        return Err(CliError::usage(format!(
-            "--tasks {}: neither held-out nor transfer, and there is no such file",
-            plan.tasks
-        )));
-    }
-    let is_url = |model: &&String| ["http://", "https://"].iter().any(|p| model.starts_with(p));
-    if let Some(model) = plan.models.iter().find(|model| !is_url(model)) {
-        return Err(CliError::usage(format!(
-            "--model {model:?} is no server: write http://HOST:PORT or https://HOST, and the \
-             model's name there behind a #"
-        )));
-    }
+    check_named(&plan.tasks, &plan.models)?;
     for (recipe, _) in plan.targets() {
         recipe.check()?;
         if recipe.sampler != SamplerKind::Openai {
@@ -140,16 +126,36 @@ impl Plan {
         if self.models.is_empty() {
             return vec![(self.recipe.clone(), self.recipe.engine.checkpoint.clone())];
         }
-        let target = |model: &String| {
-            let (url, name) = model.split_once('#').unwrap_or((model, ""));
-            let url = url.trim_end_matches('/');
-            let mut recipe = self.recipe.clone();
-            recipe.servers.urls = vec![url.strip_suffix("/v1").unwrap_or(url).to_owned()];
-            name.clone_into(&mut recipe.servers.model);
-            (recipe, if name.is_empty() { url.to_owned() } else { name.to_owned() })
-        };
-        self.models.iter().map(target).collect()
+        self.models.iter().map(|model| at_server(&self.recipe, model)).collect()
     }
+}
+
+/// A recipe that samples from the model at a server, written `URL[#NAME]`, and the model's name.
+pub(super) fn at_server(recipe: &Recipe, model: &str) -> (Recipe, String) {
+    let (url, name) = model.split_once('#').unwrap_or((model, ""));
+    let url = url.trim_end_matches('/');
+    let mut recipe = recipe.clone();
+    recipe.servers.urls = vec![url.strip_suffix("/v1").unwrap_or(url).to_owned()];
+    name.clone_into(&mut recipe.servers.model);
+    (recipe, if name.is_empty() { url.to_owned() } else { name.to_owned() })
+}
+
+/// Refuses a task set and servers that cannot be, before the set is made, which may take a while.
+pub(super) fn check_named(tasks: &str, models: &[String]) -> Result<(), CliError> {
+    let is_known = ["held-out", "transfer"].contains(&tasks);
+    if !is_known && !Path::new(tasks).exists() {
+        return Err(CliError::usage(format!(
+            "--tasks {tasks}: neither held-out nor transfer, and there is no such file"
+        )));
+    }
+    let is_url = |model: &&String| ["http://", "https://"].iter().any(|p| model.starts_with(p));
+    if let Some(model) = models.iter().find(|model| !is_url(model)) {
+        return Err(CliError::usage(format!(
+            "--model {model:?} is no server: write http://HOST:PORT or https://HOST, and the \
+             model's name there behind a #"
+        )));
+    }
+    Ok(())
 }
 
 /// A new directory for an evaluation.
@@ -166,7 +172,10 @@ fn begin(dir: &Path, plan: &Plan) -> Result<(), CliError> {
     write_json(&dir.join(PLAN), plan)
 }
 
-fn read_json<T: for<'de> Deserialize<'de>>(path: &Path, flag: &str) -> Result<T, CliError> {
+pub(super) fn read_json<T: for<'de> Deserialize<'de>>(
+    path: &Path,
+    flag: &str,
+) -> Result<T, CliError> {
     let name = path.display();
     let text = std::fs::read_to_string(path)
         .map_err(|error| CliError::usage(format!("{flag}: {name}: {error}")))?;
@@ -175,7 +184,7 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path, flag: &str) -> Result<T,
     })
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), CliError> {
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value).map_err(CliError::failed)?;
     std::fs::write(path, text + "\n")
         .map_err(|error| CliError::failed(format!("{}: {error}", path.display())))
@@ -246,7 +255,7 @@ fn measure_one(
 }
 
 /// The set that was asked for: one of the recipe's, or a file's.
-fn sets(
+pub(super) fn sets(
     name: &str,
     recipe: &Recipe,
     provider: &dyn patchwright_core::SandboxProvider,

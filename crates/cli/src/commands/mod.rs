@@ -4,6 +4,7 @@ mod bench;
 mod doctor;
 mod eval;
 mod export;
+mod gateway;
 mod images;
 mod models;
 mod policy;
@@ -46,6 +47,7 @@ pub fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Images(command) => images::dispatch(&command),
         Command::Models(command) => models::dispatch(&command),
         Command::Serve(args) => serve::run(&args),
+        Command::Gateway(args) => gateway::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions(&args),

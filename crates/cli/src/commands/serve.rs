@@ -76,7 +76,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode, CliError> {
 }
 
 /// The token of a file, or else of the environment.
-fn token(file: Option<&Path>) -> Result<Option<BearerToken>, CliError> {
+pub(super) fn token(file: Option<&Path>) -> Result<Option<BearerToken>, CliError> {
     if let Some(path) = file {
         return BearerToken::from_file(path).map(Some).map_err(CliError::usage);
     }

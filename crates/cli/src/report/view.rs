@@ -256,6 +256,7 @@ fn ended(record: &RolloutRecord) -> &'static str {
         (RolloutStatus::Failed, Some(FailureClass::Sandbox)) => "sandbox failed",
         (RolloutStatus::Failed, Some(FailureClass::Grader)) => "grader failed",
         (RolloutStatus::Failed, Some(FailureClass::Engine)) => "engine failed",
+        (RolloutStatus::Failed, Some(FailureClass::Agent)) => "agent's program failed",
         (RolloutStatus::Failed, _) => "failed",
     }
 }

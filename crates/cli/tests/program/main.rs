@@ -1,6 +1,7 @@
 //! The program from outside.
 
 mod cli;
+mod gateway;
 mod images;
 mod isolated;
 mod made_up_run;

@@ -10,6 +10,7 @@
 //! A key is known to the agent's program only. Nothing inside a sandbox has it, and a sandbox has
 //! no network.
 
+mod desk;
 mod episode;
 mod record;
 mod stitch;
@@ -31,6 +32,9 @@ use crate::metrics::Metrics;
 use crate::openai::{self, Shared};
 use crate::work::Work;
 
+pub use desk::{
+    Desk, DeskError, EpisodeLimits, EpisodeReport, EpisodeStatus, Lease, LeaseRequest, desk_router,
+};
 pub use episode::{Episode, EpisodeSpec, Finished};
 pub use record::{Call, Recording};
 pub use stitch::{Branch, Stitched};

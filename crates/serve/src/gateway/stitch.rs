@@ -30,8 +30,20 @@ pub struct Stitched {
 impl Stitched {
     /// The branch with the most sampled tokens, the first of equals: what the agent mainly did.
     pub fn main(&self) -> Option<&Branch> {
-        let tokens = |branch: &&Branch| branch.trajectory.num_sampled_tokens();
-        self.branches.iter().rev().max_by_key(tokens)
+        self.main_index().map(|index| &self.branches[index])
+    }
+
+    fn main_index(&self) -> Option<usize> {
+        let tokens = |index: &usize| self.branches[*index].trajectory.num_sampled_tokens();
+        (0..self.branches.len()).rev().max_by_key(tokens)
+    }
+
+    /// The trajectory of the main branch, and those of the others in their order; `None` without a
+    /// call. Every call's tokens are sampled in one of them: a branch that begins with what another
+    /// sampled has that as its prompt.
+    pub fn into_main(mut self) -> Option<(Trajectory, Vec<Trajectory>)> {
+        let main = self.branches.remove(self.main_index()?).trajectory;
+        Some((main, self.branches.into_iter().map(|branch| branch.trajectory).collect()))
     }
 }
 
@@ -89,7 +101,7 @@ fn extend(branch: &mut Branch, number: usize, call: &Call, text: &ModelText) {
 #[cfg(test)]
 mod tests {
     use patchwright_agent::fixture::tokenizer_json;
-    use patchwright_core::{FinishReason, PolicyVersion};
+    use patchwright_core::{FinishReason, PolicyVersion, Rollout, RolloutStatus, Trajectory};
     use proptest::prelude::*;
 
     use super::super::record::{Call, Recording};
@@ -107,6 +119,21 @@ mod tests {
 
     fn text() -> ModelText {
         ModelText::from_json(&tokenizer_json(&[]), None).unwrap()
+    }
+
+    fn rollout() -> Rollout {
+        Rollout {
+            instance_id: "a".to_owned(),
+            sibling: 0,
+            policy_version: PolicyVersion(0),
+            status: RolloutStatus::Submitted,
+            failure: None,
+            failure_detail: None,
+            solved: Some(true),
+            patch: String::new(),
+            trajectory: Trajectory::default(),
+            branches: Vec::new(),
+        }
     }
 
     #[test]
@@ -130,6 +157,23 @@ mod tests {
         assert_eq!(main.turns[1].sampled.start, 6);
     }
 
+    /// A conversation that forks: each call asks after a prefix of what was said before.
+    fn forks(shapes: &[(usize, usize, usize)]) -> Vec<Call> {
+        let mut said: Vec<Vec<u32>> = vec![vec![1, 2]];
+        let mut calls = Vec::new();
+        for (number, (from, cut, len)) in shapes.iter().enumerate() {
+            let known = &said[from % said.len()];
+            let mut prompt = known[..known.len() - cut % known.len()].to_vec();
+            prompt.extend((0..cut % 3).map(|n| 3 + n as u32));
+            // Each sampled token is one of a kind, so that it can be found again.
+            let first = 100 + 10 * number as u32;
+            let sampled: Vec<u32> = (first..first + *len as u32).collect();
+            said.push([&prompt[..], &sampled].concat());
+            calls.push(call(&prompt, &sampled));
+        }
+        calls
+    }
+
     proptest! {
         /// No token is lost or doubled, whatever the calls.
         #[test]
@@ -147,6 +191,38 @@ mod tests {
                 prop_assert_eq!(t.tokens.len(), t.sampler_logprobs.len());
                 prop_assert_eq!(t.turns.last().unwrap().sampled.end, t.tokens.len());
             }
+        }
+
+        /// Whatever an agent does with its history, all that was sampled is trained on, each token
+        /// once, with its own log-probability, after the very tokens that it was sampled after.
+        #[test]
+        fn every_sampled_token_is_trained_on_once(
+            shapes in prop::collection::vec((0usize..9, 0usize..9, 1usize..4), 1..9)
+        ) {
+            let calls = forks(&shapes);
+            let recording = Recording { calls: calls.clone(), ..Recording::default() };
+            let (trajectory, branches) = recording.stitch(&text()).into_main().unwrap();
+            let rollout = Rollout { trajectory, branches, ..rollout() };
+            let mut trained = Vec::new();
+            for sample in rollout.to_samples(0.5, |_| true) {
+                for (t, token) in sample.tokens.iter().enumerate() {
+                    let is_trained = sample.loss_mask[t] > 0.0;
+                    prop_assert_eq!(sample.advantages[t].to_bits(), (if is_trained { 0.5f32 } else { 0.0 }).to_bits());
+                    if is_trained {
+                        trained.push((sample.tokens[..t].to_vec(), *token));
+                        prop_assert_eq!(sample.sampler_logprobs[t].to_bits(), (-(*token as f32)).to_bits());
+                    }
+                }
+            }
+            let mut sampled: Vec<(Vec<u32>, u32)> = calls
+                .iter()
+                .flat_map(|call| call.sampled.iter().enumerate().map(|(t, token)| {
+                    ([&call.prompt[..], &call.sampled[..t]].concat(), *token)
+                }))
+                .collect();
+            trained.sort();
+            sampled.sort();
+            prop_assert_eq!(trained, sampled);
         }
     }
 }

@@ -307,6 +307,7 @@ fn turns(task: &Task, spec: &RolloutSpec, sampler: &dyn Sampler) -> Rollout {
         solved: Some(solved),
         patch: if solved { "good".into() } else { String::new() },
         trajectory,
+        branches: Vec::new(),
     }
 }
 /// A fake world and handles into it.

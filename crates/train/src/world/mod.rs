@@ -7,7 +7,7 @@ use std::time::Duration;
 use patchwright_agent::{
     AgentConfig, ChatTemplate, GradeCache, Grader, GraderOptions, Profile, Renderer, Tokenizer,
 };
-use patchwright_core::{SamplingParams, SandboxProvider};
+use patchwright_core::{SamplingParams, SandboxProvider, Trainer};
 use patchwright_remote::chat::{BYTES_PER_TOKEN, byte_tokenizer_json};
 use patchwright_sandbox::{NativeOptions, NativeSandboxes};
 use patchwright_serve::ModelText;
@@ -62,20 +62,8 @@ impl World {
         sets: TaskSets,
         observer: &dyn Observer,
     ) -> Result<Self, TrainError> {
-        let checkpoint = find_checkpoint(&recipe.engine.checkpoint)?;
-        observer.event(&RunEvent::Notice(format!("policy: {}", described(recipe, &checkpoint))));
-        let renderer = renderer(recipe, policy_tokenizer(recipe, &checkpoint)?, &checkpoint)?;
-        let Policy { trainer, sampler } = Policy::open(recipe, &checkpoint, observer)?;
-        let images = Arc::new(TaskImages::default());
-        let environment = AgentEnvironment {
-            limits: recipe.sandbox.limits(),
-            sampler: sampler.clone(),
-            renderer,
-            agent: agent_config(recipe),
-            grades: grades(recipe, &provider, &images),
-            images,
-            provider,
-        };
+        let Opened { environment, trainer, checkpoint } = open_agent(recipe, provider, observer)?;
+        let sampler = Arc::clone(&environment.sampler);
         Ok(Self {
             train: sets.train,
             evaluation_sets: sets.evaluation_sets,
@@ -84,6 +72,42 @@ impl World {
             trainer,
         })
     }
+}
+
+/// A policy, and what its agents work with.
+pub struct Opened {
+    /// Sandboxes, grader and the policy's sampler.
+    pub environment: AgentEnvironment,
+    /// The policy's trainer.
+    pub trainer: Box<dyn Trainer>,
+    /// The model's directory.
+    pub checkpoint: PathBuf,
+}
+
+/// Opens a recipe's policy without any task set.
+///
+/// # Errors
+/// [`TrainError`] naming what is missing and how to mend it.
+pub fn open_agent(
+    recipe: &Recipe,
+    provider: Arc<CountingProvider>,
+    observer: &dyn Observer,
+) -> Result<Opened, TrainError> {
+    let checkpoint = find_checkpoint(&recipe.engine.checkpoint)?;
+    observer.event(&RunEvent::Notice(format!("policy: {}", described(recipe, &checkpoint))));
+    let renderer = renderer(recipe, policy_tokenizer(recipe, &checkpoint)?, &checkpoint)?;
+    let Policy { trainer, sampler } = Policy::open(recipe, &checkpoint, observer)?;
+    let images = Arc::new(TaskImages::default());
+    let environment = AgentEnvironment {
+        limits: recipe.sandbox.limits(),
+        sampler,
+        renderer,
+        agent: agent_config(recipe),
+        grades: grades(recipe, &provider, &images),
+        images,
+        provider,
+    };
+    Ok(Opened { environment, trainer, checkpoint })
 }
 
 /// Where the weights are: in the checkpoint, or at servers, which then only share its tokenizer.
