@@ -13,7 +13,7 @@ use patchwright_algo::supervised::CrossEntropy;
 use patchwright_core::patch::render;
 use patchwright_core::{
     AdamParams, FailureClass, FileChange, InstallConfig, RepoSource, Rollout, RolloutStatus,
-    SandboxProvider, TaskInstance, Trainer,
+    SandboxProvider, TaskInstance, Trainer, TrainingSample,
 };
 use patchwright_engine::{Engine, EngineOptions, ModelConfig, ModelType};
 use patchwright_train::TrainError;
@@ -338,7 +338,7 @@ fn all_branches_of_a_foreign_agent_are_trained_on() {
         assert_ne!(rollout.status, RolloutStatus::Failed, "{rollout:?}");
         assert_eq!(rollout.branches.len(), 1, "{rollout:?}");
         let samples = rollout.to_samples(1.0, |_| true);
-        let num_trained: usize = samples.iter().map(|sample| sample.num_loss_tokens()).sum();
+        let num_trained: usize = samples.iter().map(TrainingSample::num_loss_tokens).sum();
         assert_eq!((samples.len(), num_trained), (2, rollout.num_sampled_tokens()));
         assert!(rollout.num_turns() > rollout.trajectory.turns.len());
     }

@@ -90,7 +90,7 @@ fn rig(script: &[&str], kept: &Path, change: impl FnOnce(&mut DeskPlan)) -> Rig 
         num_runs: 1,
         max_episodes: None,
         max_open: 8,
-        episode_timeout: Duration::from_secs(600),
+        episode_timeout: Duration::from_mins(10),
         num_retries: 1,
         seed: 0,
         policy_version: PolicyVersion(0),

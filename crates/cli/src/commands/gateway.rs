@@ -72,7 +72,7 @@ pub fn run(args: &GatewayArgs) -> Result<ExitCode, CliError> {
         None => begin(args)?,
     };
     let progress = Arc::new(Progress::to_stderr());
-    let result = work(args, &plan, &dir, token, &progress);
+    let result = work(args, &plan, &dir, token.as_ref(), &progress);
     progress.finish();
     if result.is_err() {
         output::note(format!("Go on with: patchwright gateway --resume {}", dir.display()));
@@ -191,7 +191,7 @@ fn work(
     args: &GatewayArgs,
     plan: &Plan,
     dir: &Path,
-    token: Option<BearerToken>,
+    token: Option<&BearerToken>,
     progress: &Arc<Progress>,
 ) -> Result<Served, CliError> {
     let started = Instant::now();
@@ -225,14 +225,14 @@ fn work(
     let Opened { environment, trainer: _trainer, checkpoint: _ } = opened;
     let desk = TaskDesk::open(environment, text, gateway, tasks, desk_plan, &kept, observer)?;
     let desk = Arc::new(desk);
-    let routes = routes.merge(desk_router(desk.clone(), token.clone(), desk_work));
+    let routes = routes.merge(desk_router(desk.clone(), token.cloned(), desk_work));
     let knows = {
         let desk = Arc::clone(&desk);
         move |key: &str| desk.knows(key)
     };
-    let router = Guard::with_keys(token.clone(), limits, metrics, knows).protect(routes);
+    let router = Guard::with_keys(token.cloned(), limits, metrics, knows).protect(routes);
     announce(progress, desk.num_left());
-    let server = Server::start(args.bind, token.as_ref(), limits, router)
+    let server = Server::start(args.bind, token, limits, router)
         .map_err(|error| CliError::failed(error.to_string()))?;
     let address = server.address();
     progress.say(&format!("Episodes at http://{address}/episodes; {} to go.", desk.num_left()));

@@ -31,14 +31,16 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
-        let mut said = BufReader::new(child.stderr.take().expect("is piped"));
+        let said = BufReader::new(child.stderr.take().expect("is piped"));
+        let mut running = Self { child, said, url: String::new() };
         let mut all = String::new();
         loop {
             let start = all.len();
-            assert_ne!(said.read_line(&mut all).unwrap(), 0, "no address: {all}");
+            assert_ne!(running.said.read_line(&mut all).unwrap(), 0, "no address: {all}");
             let found = all[start..].split_whitespace().find(|word| word.starts_with("http://"));
             if let Some(url) = found.and_then(|url| url.split("/episodes").next()) {
-                return Self { child, said, url: url.to_owned() };
+                url.clone_into(&mut running.url);
+                return running;
             }
         }
     }

@@ -129,7 +129,8 @@ mod tests {
                 let mode = entry.header().mode().unwrap();
                 let mut text = format!("{mode:o} ");
                 if let Some(target) = entry.link_name().unwrap() {
-                    text += &format!("-> {}", target.display());
+                    text += "-> ";
+                    text += &target.display().to_string();
                 }
                 entry.read_to_string(&mut text).unwrap();
                 (path, text)

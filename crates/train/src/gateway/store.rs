@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(open().unwrap().1, [rollout(0), rollout(1), rollout(7)]);
         // As every reader of the format sees it.
         let text = zstd::decode_all(std::fs::File::open(&path).unwrap()).unwrap();
-        assert_eq!(text.iter().filter(|byte| **byte == b'\n').count(), 3);
+        assert_eq!(String::from_utf8(text).unwrap().lines().count(), 3);
         std::fs::write(&path, "something else entirely").unwrap();
         assert!(open().is_err());
     }
