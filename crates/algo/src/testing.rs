@@ -43,6 +43,5 @@ pub fn rollout(
         patch: String::new(),
         trajectory,
         branches: Vec::new(),
-        branches: Vec::new(),
     }
 }
