@@ -9,7 +9,7 @@ fn in_empty_dir(args: &[&str]) -> String {
 
 #[test]
 fn help_of_every_command() {
-    let commands: [&[&str]; 16] = [
+    let commands: [&[&str]; 17] = [
         &[],
         &["train"],
         &["pretrain"],
@@ -17,6 +17,7 @@ fn help_of_every_command() {
         &["rollout"],
         &["export"],
         &["serve"],
+        &["gateway"],
         &["tasks"],
         &["tasks", "generate"],
         &["tasks", "show"],

@@ -79,7 +79,7 @@ impl Drop for Running {
 fn agents_are_given_tasks_until_none_is_left() {
     let temporary = tempfile::tempdir().unwrap();
     let dir = temporary.path();
-    let made = patchwright(dir, &["tasks", "generate", "--count", "2", "--out", "rows.jsonl"]);
+    let made = patchwright(dir, &["tasks", "generate", "--num", "2", "--out", "rows.jsonl"]);
     assert_eq!(made.status.code(), Some(0), "{}", shown(&made));
 
     // Stopped before anybody came, and while an episode was in the hands of an agent that had left.

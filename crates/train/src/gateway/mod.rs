@@ -241,6 +241,10 @@ impl TaskDesk {
         let mut result = books.tally.result(self.tasks.len(), self.plan.num_runs, pass_k);
         policy.clone_into(&mut result.policy);
         task_set.clone_into(&mut result.task_set);
+        // As far as the episodes reach.
+        let most = self.plan.max_episodes.unwrap_or(usize::MAX);
+        result.num_tasks = self.tasks.len().min(most);
+        result.num_runs = self.plan.num_runs.min(most.div_ceil(self.tasks.len().max(1)));
         result.policy_version = self.plan.policy_version;
         result.wall_seconds = wall_seconds;
         (result, books.tally.counts())
