@@ -114,7 +114,7 @@ fn agents_are_given_tasks_until_none_is_left() {
 
     // What was kept is what `export` reads.
     let export =
-        ["export", "episodes/rollouts.jsonl.zst", "--format", "chat", "--out", "chat.jsonl"];
+        ["export", "episodes/rollouts.jsonl.zst", "--format", "parquet", "--out", "rows.parquet"];
     let exported = patchwright(dir, &export);
     assert_eq!(exported.status.code(), Some(0), "{}", shown(&exported));
 }
