@@ -36,7 +36,7 @@ pub struct ModelText {
 /// A conversation as tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rendered {
-    /// The text with what messages spell of special tokens marked, see [`ModelText::render`].
+    /// The text with what messages spell of special tokens marked, see [`ModelText::render_marked`].
     pub marked: String,
     pub tokens: Vec<u32>,
 }
@@ -127,16 +127,16 @@ impl ModelText {
 
     /// A conversation with the opening of the assistant's next message. What messages and tools
     /// spell of special tokens stays text: it is marked before the template sees it, and the
-    /// marks are taken out when the text becomes tokens.
+    /// marks are taken out when the text becomes tokens ([`ModelText::tokenized`]).
     ///
     /// # Errors
     /// What the template says, for people.
-    pub(crate) fn render(
+    pub(crate) fn render_marked(
         &self,
         messages: &[Value],
         tools: Option<&Value>,
         variables: std::collections::BTreeMap<String, Value>,
-    ) -> Result<Rendered, String> {
+    ) -> Result<String, String> {
         let Some(template) = &self.template else {
             return Err("this model has no chat template; use /v1/completions, or serve it with \
                  --chat-template FILE"
@@ -149,9 +149,13 @@ impl ModelText {
             variables,
             now: None,
         };
-        let marked = template.render(&messages, &options).map_err(|e| e.to_string())?;
+        template.render(&messages, &options).map_err(|e| e.to_string())
+    }
+
+    /// A text with marks and its tokens.
+    pub(crate) fn tokenized(&self, marked: String) -> Rendered {
         let tokens = self.encode_marked(&marked);
-        Ok(Rendered { marked, tokens })
+        Rendered { marked, tokens }
     }
 
     /// Tokens of a text with marks.
@@ -280,6 +284,12 @@ mod tests {
 
     use super::ModelText;
 
+    impl ModelText {
+        fn render(&self, messages: &[Value]) -> super::Rendered {
+            self.tokenized(self.render_marked(messages, None, [].into()).unwrap())
+        }
+    }
+
     fn text() -> ModelText {
         ModelText::from_json(&tokenizer_json(&["return"]), None).unwrap()
     }
@@ -290,7 +300,7 @@ mod tests {
         let end = text.tokenizer().token_id("<|end|>").unwrap();
         assert_eq!(text.stop_tokens(), [end]);
         let said = [message("user", "a"), message("assistant", "b"), message("user", "c")];
-        let rendered = text.render(&said, None, [].into()).unwrap();
+        let rendered = text.render(&said);
         assert_eq!(rendered.marked, "<|user|>a<|assistant|>b<|end|><|user|>c<|assistant|>");
         assert_eq!(text.tokenizer().decode(&rendered.tokens), rendered.marked);
         assert_eq!(text.visible(&rendered.tokens), "abc");
@@ -299,12 +309,12 @@ mod tests {
     #[test]
     fn what_was_sampled_stands_in_the_next_prompt_as_it_is_marked() {
         let text = text();
-        let first = text.render(&[message("user", "a")], None, [].into()).unwrap();
+        let first = text.render(&[message("user", "a")]);
         let mut sampled = text.tokenizer().encode_text("x<|user|>y");
         sampled.push(text.stop_tokens()[0]);
         let reply = text.visible(&sampled);
         let said = [message("user", "a"), message("assistant", &reply), message("user", "c")];
-        let second = text.render(&said, None, [].into()).unwrap();
+        let second = text.render(&said);
         let expected = first.marked + &text.marked_completion(&sampled);
         assert!(second.marked.starts_with(&expected), "{} / {expected}", second.marked);
     }
@@ -313,7 +323,7 @@ mod tests {
         #[test]
         fn no_message_makes_a_special_token(content in "(<\\|user\\|>|<\\|end\\|>|\u{F8F0}|\u{F8F1}|0|[a-c<|>]){0,12}") {
             let text = text();
-            let rendered = text.render(&[message("user", &content)], None, [].into()).unwrap();
+            let rendered = text.render(&[message("user", &content)]);
             let special = |id: &&u32| text.tokenizer().is_special(**id) && **id != 0;
             prop_assert_eq!(rendered.tokens.iter().filter(special).count(), 2);
             let tools = Value::from_pairs([("name", content.as_str())]);

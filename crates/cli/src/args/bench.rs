@@ -13,6 +13,46 @@ pub enum BenchCommand {
     Engine(BenchEngineArgs),
     /// Measure what rollouts cost beside an engine and sandboxes that only wait
     Control(BenchControlArgs),
+    /// Measure what the servers cost: the gateway's latency, the Tinker API beside the engine alone
+    Serve(BenchServeArgs),
+}
+
+/// `patchwright bench serve`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    patchwright bench serve\n  \
+    patchwright bench serve --rows gateway --requests 1000\n  \
+    patchwright bench serve --rows train-5.8m-8x512-f32,sample-embedded-64 --steps 5 --json\n\n\
+    All over loopback, in one run, both ways in turn. gateway: chat completions of an engine that only\n\
+    waits, asked directly and through the gateway, which asks the same server for tokens. Other rows are\n\
+    those of `patchwright bench engine`: the engine itself, and our client against our Tinker server over\n\
+    the same engine.")]
+pub struct BenchServeArgs {
+    /// Rows to measure [default: gateway, train-5.8m-8x512-f32, sample-embedded-64]
+    #[arg(long, value_name = "ROW", value_delimiter = ',')]
+    pub rows: Vec<String>,
+    /// Requests each way of the gateway's row
+    #[arg(long, value_name = "N", default_value_t = 400, value_parser = requests)]
+    pub requests: usize,
+    /// What the engine of the gateway's row waits, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 20)]
+    pub wait_ms: u64,
+    /// Steps or rounds each way of other rows, after one that warms up
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
+    pub steps: usize,
+    /// Threads of an engine [default: the machine's]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub threads: Option<usize>,
+    /// Prints the figures as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn requests(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (1..=1_000_000).contains(&n) => Ok(n),
+        _ => Err("expected a number from 1 to 1000000".to_owned()),
+    }
 }
 
 /// `patchwright bench control`.

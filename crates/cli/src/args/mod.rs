@@ -18,7 +18,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-pub use bench::{BenchCommand, BenchControlArgs, BenchEngineArgs, BenchSandboxArgs, Peer};
+pub use bench::{
+    BenchCommand, BenchControlArgs, BenchEngineArgs, BenchSandboxArgs, BenchServeArgs, Peer,
+};
 pub use export::{ExportRolloutsArgs, RolloutFormat};
 pub use gateway::{GatewayApi, GatewayArgs};
 pub use images::{

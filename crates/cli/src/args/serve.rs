@@ -34,6 +34,9 @@ pub struct ServeArgs {
     /// Where clients' checkpoints are kept [default: a directory that goes with the server]
     #[arg(long, value_name = "DIR")]
     pub store: Option<PathBuf>,
+    /// Room for clients' checkpoints, in GiB; once they hold so much, no more are saved
+    #[arg(long, value_name = "GIB", default_value_t = 64)]
+    pub max_store: u64,
     /// Models in training at once
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub max_models: usize,

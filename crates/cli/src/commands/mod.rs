@@ -44,6 +44,7 @@ pub fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Bench(BenchCommand::Sandbox(args)) => bench::sandbox(&args),
         Command::Bench(BenchCommand::Engine(args)) => bench::engine(&args),
         Command::Bench(BenchCommand::Control(args)) => bench::control(&args),
+        Command::Bench(BenchCommand::Serve(args)) => bench::serve(&args),
         Command::Images(command) => images::dispatch(&command),
         Command::Models(command) => models::dispatch(&command),
         Command::Serve(args) => serve::run(&args),

@@ -1,6 +1,6 @@
 //! `patchwright serve`: a checkpoint behind OpenAI-compatible endpoints and the Tinker API.
 
-mod embedded;
+pub(super) mod embedded;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -51,8 +51,11 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode, CliError> {
     // Removed with the server.
     let scratch = tempfile::tempdir().map_err(CliError::failed)?;
     let store = args.store.clone().unwrap_or_else(|| scratch.path().to_owned());
-    let tinker_options =
-        TinkerOptions { max_models: args.max_models.max(1), ..TinkerOptions::new(store) };
+    let tinker_options = TinkerOptions {
+        max_models: args.max_models.max(1),
+        max_store_bytes: args.max_store.clamp(1, 1 << 20) << 30,
+        ..TinkerOptions::new(store)
+    };
     let tell = |said: &str| output::note(said);
     let backend =
         embedded::EmbeddedBackend { dir, name: name.clone(), text, options, sampler, tell };

@@ -63,13 +63,13 @@ fn take(fields: &mut Fields, served: &Served) -> Result<Asked, ApiError> {
     fields.neutral("add_generation_prompt", &[json!(true)])?;
     let mut sampling = Sampling::take(fields, served, max_tokens)?;
     sampling.num_top = num_top;
-    let rendered = served
+    let marked = served
         .text
-        .render(&messages, tools.as_ref(), variables)
+        .render_marked(&messages, tools.as_ref(), variables)
         .map_err(|reason| ApiError::param("messages", reason))?;
     let prompt = match &served.history {
-        Some(history) => history.continued(&served.text, rendered),
-        None => rendered,
+        Some(history) => history.continued(&served.text, marked),
+        None => served.text.tokenized(marked),
     };
     Ok(Asked { prompt, tools: tools.is_some(), logprobs, sampling })
 }

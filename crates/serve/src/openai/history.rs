@@ -39,13 +39,16 @@ impl History {
         entries.push_back(Rendered { marked, tokens });
     }
 
-    /// The prompt with the tokens of the longest conversation that it goes on with.
-    pub(crate) fn continued(&self, text: &ModelText, prompt: Rendered) -> Rendered {
+    /// A prompt with the tokens of the longest conversation that it goes on with; only what is new
+    /// is tokenized.
+    pub(crate) fn continued(&self, text: &ModelText, marked: String) -> Rendered {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = entries.iter().filter(|entry| prompt.marked.starts_with(&entry.marked));
-        let Some(known) = known.max_by_key(|entry| entry.marked.len()) else { return prompt };
-        let mut tokens = known.tokens.clone();
-        tokens.extend(text.encode_marked(&prompt.marked[known.marked.len()..]));
-        Rendered { marked: prompt.marked, tokens }
+        let known = entries.iter().filter(|entry| marked.starts_with(&entry.marked));
+        let known = known.max_by_key(|entry| entry.marked.len());
+        let known = known.map(|entry| (entry.marked.len(), entry.tokens.clone()));
+        drop(entries);
+        let Some((len, mut tokens)) = known else { return text.tokenized(marked) };
+        tokens.extend(text.encode_marked(&marked[len..]));
+        Rendered { marked, tokens }
     }
 }

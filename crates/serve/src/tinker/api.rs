@@ -1,5 +1,6 @@
 //! The paths of the API: server, sessions, models and futures here, the rest below.
 
+mod checkpoints;
 mod sampling;
 mod training;
 
@@ -12,7 +13,7 @@ use axum::body::Bytes;
 use axum::extract::State as Shared;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use patchwright_wire::json::{self, UntypedFuture, kinds};
 use patchwright_wire::{PROTOBUF, paths};
@@ -65,7 +66,11 @@ impl State {
         Self(Arc::new(Inner {
             futures: Arc::new(Futures::new(options.max_futures, options.future_ttl)),
             samplers: Arc::new(Samplers::new(Arc::clone(&backend), options.max_samplers)),
-            store: Arc::new(Store::new(options.store.clone(), options.max_snapshots)),
+            store: Arc::new(Store::new(
+                options.store.clone(),
+                options.max_snapshots,
+                options.max_store_bytes,
+            )),
             tables: Mutex::default(),
             num_sessions: AtomicU64::new(0),
             epoch: rand::random(),
@@ -107,7 +112,6 @@ impl State {
     /// Forgets what has expired: sessions without a heartbeat, with their models and samplers.
     fn expire(&self) {
         self.0.futures.expire();
-        self.0.store.expire();
         let ttl = self.0.options.session_ttl;
         let mut tables = self.tables();
         let Tables { sessions, models, samplers } = &mut *tables;
@@ -117,6 +121,13 @@ impl State {
             let session = id.split(":sample:").next().unwrap_or_default();
             sessions.contains_key(session)
         });
+        let is_open =
+            |model: &str| sessions.contains_key(model.split(":train:").next().unwrap_or_default());
+        let gone = self.0.store.expire(is_open);
+        drop(tables);
+        if !gone.is_empty() {
+            self.0.samplers.forget(&gone);
+        }
     }
 
     /// A future for the request that `key` names, begun by `start` unless it was sent before.
@@ -189,6 +200,8 @@ pub(super) fn routes(state: State) -> Router {
         .route(paths::SAVE_WEIGHTS, post(training::save_weights))
         .route(paths::LOAD_WEIGHTS, post(training::load_weights))
         .route(paths::SAVE_WEIGHTS_FOR_SAMPLER, post(training::save_for_sampler))
+        .route("/api/v1/training_runs/{id}/checkpoints", get(checkpoints::list))
+        .route("/api/v1/training_runs/{id}/checkpoints/{*checkpoint}", delete(checkpoints::delete))
         .route(paths::WEIGHTS_INFO, post(training::weights_info))
         .route(paths::CREATE_SAMPLING_SESSION, post(sampling::create_sampling_session))
         .route("/api/v1/samplers/{id}", get(sampling::show_sampler))

@@ -120,8 +120,10 @@ pub struct TinkerOptions {
     pub session_ttl: Duration,
     /// How long `retrieve_future` waits before it says "not yet".
     pub poll: Duration,
-    /// Snapshots for sampling without a name that are kept of a model.
+    /// Snapshots for sampling without a name that are kept of a model, while its session is open.
     pub max_snapshots: usize,
+    /// Bytes of checkpoints from which on no more are saved.
+    pub max_store_bytes: u64,
 }
 
 impl TinkerOptions {
@@ -137,6 +139,7 @@ impl TinkerOptions {
             session_ttl: Duration::from_mins(5),
             poll: Duration::from_secs(20),
             max_snapshots: 16,
+            max_store_bytes: 64 << 30,
         }
     }
 }

@@ -76,6 +76,14 @@ impl Samplers {
         Ok(sampler)
     }
 
+    /// Lets go of weights whose directories are gone.
+    pub(super) fn forget(&self, dirs: &[PathBuf]) {
+        let is_gone = |source: &Source| source.dir.as_ref().is_some_and(|dir| dirs.contains(dir));
+        let mut loaded = self.lock();
+        loaded.order.retain(|source| !is_gone(source));
+        loaded.by_source.retain(|source, _| !is_gone(source));
+    }
+
     pub(super) fn text(&self, base: &str) -> Option<Arc<ModelText>> {
         self.backend.text(base)
     }

@@ -95,6 +95,20 @@ def main():
     other = by_path.sample(prompt=prompt, num_samples=1, sampling_params=params).result()
     assert list(other.sequences[0].tokens) == list(drawn.sequences[0].tokens)
 
+    rest = service.create_rest_client()
+    kept = {c.tinker_path: c for c in rest.list_checkpoints(training.get_info().model_id).result().checkpoints}
+    assert set(kept) == {path, saved} and kept[path].checkpoint_type == "training", kept
+    assert all(c.size_bytes > 0 and c.expires_at is None for c in kept.values()), kept
+    rest.delete_checkpoint_from_tinker_path(saved).result()
+    left = rest.list_checkpoints(training.get_info().model_id).result().checkpoints
+    assert [c.tinker_path for c in left] == [path], left
+    try:
+        rest.delete_checkpoint_from_tinker_path(saved).result()
+    except tinker.NotFoundError:
+        pass
+    else:
+        raise AssertionError("deleted twice")
+
     second = tinker.ServiceClient().create_lora_training_client(base_model="base", rank=2)
     second.forward_backward([datum(tokens, weights=[1.0] * n)], "cross_entropy").result()
 

@@ -1,5 +1,5 @@
-//! `patchwright bench engine` ([`engine()`]), `bench control` ([`control()`]), and `patchwright bench
-//! sandbox`: sandboxes beside bubblewrap and Docker, in one run.
+//! `patchwright bench engine` ([`engine()`]), `bench control` ([`control()`]), `bench serve`
+//! ([`serve()`]), and `patchwright bench sandbox`: sandboxes beside bubblewrap and Docker, in one run.
 //!
 //! Contenders take turns, one life each, so that other load on the machine falls on all of them.
 //! What each does is told in `native` and `peers`; a peer that has no such thing (bubblewrap has
@@ -10,6 +10,7 @@ mod engine;
 mod leftovers;
 mod native;
 mod peers;
+mod serve;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ pub use engine::engine;
 use leftovers::Leftovers;
 use native::Native;
 use peers::{Bubblewrap, Docker};
+pub use serve::run as serve;
 
 /// Sandboxes at once in the measurement of many.
 const NUM_AT_ONCE: usize = 32;

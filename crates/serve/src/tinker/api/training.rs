@@ -17,7 +17,7 @@ use super::super::futures::Payload;
 use super::super::loss::{self, Batch};
 use super::super::models::Model;
 use super::super::sampling::Source;
-use super::super::weights::{Origin, Purpose, Store};
+use super::super::weights::{Origin, Purpose};
 use super::{Answer, State, read, start_model, to_json};
 use crate::error::ApiError;
 
@@ -102,9 +102,9 @@ pub(super) async fn save_weights(
     let (origin, store) = (origin(&model), Arc::clone(&state.0.store));
     let (overwrite, ttl) = (asked.overwrite, asked.ttl_seconds);
     state.job(&asked.model_id, asked.seq_id, move |learner| {
-        Store::write(&dir, overwrite, &origin, |dir| Ok(learner.save_state(dir)?))?;
+        store.write(&dir, overwrite, &origin, |dir| Ok(learner.save_state(dir)?))?;
         if let Some(seconds) = ttl {
-            store.expire_after(&dir, Duration::from_secs(seconds));
+            store.expire_after(&dir, Duration::from_secs(seconds))?;
         }
         to_json(json::WeightsSaved { path, kind: kinds::SaveWeights })
     })
@@ -173,15 +173,16 @@ pub(super) async fn save_for_sampler(
     let (model_id, session_id) = (asked.model_id.clone(), model.session.clone());
     state.job(&asked.model_id, asked.seq_id, move |learner| {
         // A snapshot's name is this server's own.
-        Store::write(&dir, asked.path.is_none(), &origin, |dir| Ok(learner.export(dir)?))?;
+        let store = &shared.0.store;
+        store.write(&dir, asked.path.is_none(), &origin, |dir| Ok(learner.export(dir)?))?;
         if let Some(seconds) = asked.ttl_seconds {
-            shared.0.store.expire_after(&dir, Duration::from_secs(seconds));
+            store.expire_after(&dir, Duration::from_secs(seconds))?;
         }
         let mut answer = json::WeightsSavedForSampler::default();
         if asked.path.is_some() {
             answer.path = Some(path);
         } else if let Some(session) = session {
-            shared.0.store.keep_snapshot(&model_id, &dir);
+            store.keep_snapshot(&model_id, &dir)?;
             let id = format!("{session_id}:sample:{session}");
             let source = Source { base: origin.base_model, dir: Some(dir), path: Some(path) };
             shared.tables().samplers.insert(id.clone(), source);
