@@ -13,7 +13,7 @@ pub enum BenchCommand {
     Engine(BenchEngineArgs),
     /// Measure what rollouts cost beside an engine and sandboxes that only wait
     Control(BenchControlArgs),
-    /// Measure what the servers cost: the gateway's latency, the Tinker API beside the engine alone
+    /// Measure what the gateway and the Tinker server cost beside their engines
     Serve(BenchServeArgs),
 }
 
@@ -23,10 +23,10 @@ pub enum BenchCommand {
     patchwright bench serve\n  \
     patchwright bench serve --rows gateway --requests 1000\n  \
     patchwright bench serve --rows train-5.8m-8x512-f32,sample-embedded-64 --steps 5 --json\n\n\
-    All over loopback, in one run, both ways in turn. gateway: chat completions of an engine that only\n\
-    waits, asked directly and through the gateway, which asks the same server for tokens. Other rows are\n\
-    those of `patchwright bench engine`: the engine itself, and our client against our Tinker server over\n\
-    the same engine.")]
+    All over loopback, in one run, both ways in turn. gateway: chat completions of an engine that\n\
+    only waits, asked directly and through the gateway, which asks the same server for tokens.\n\
+    Other rows are those of `patchwright bench engine`: the engine itself, and our client against\n\
+    our Tinker server over the same engine.")]
 pub struct BenchServeArgs {
     /// Rows to measure [default: gateway, train-5.8m-8x512-f32, sample-embedded-64]
     #[arg(long, value_name = "ROW", value_delimiter = ',')]
