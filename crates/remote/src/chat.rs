@@ -71,6 +71,7 @@ impl ChatAsTokens {
                 token: options.token.clone(),
                 timeout: options.timeout,
                 max_idle_connections: options.max_in_flight,
+                interrupt: options.interrupt.clone(),
                 ..HttpOptions::new(url.clone())
             })
         };
@@ -140,7 +141,8 @@ fn only_model(options: &SamplerOptions, clients: &[HttpClient]) -> Result<String
         return Err(HttpFailure::new(kind, "servers", "none is named"));
     };
     let budget = RetryBudget::default();
-    let models: Value = retried(&options.retry, &budget, 0, &|| false, |_| {
+    let is_cancelled = || options.interrupt.is_set();
+    let models: Value = retried(&options.retry, &budget, 0, &is_cancelled, |_| {
         client.get_json("/v1/models", &Call::default())
     })?;
     let names: Vec<&str> =
@@ -191,6 +193,7 @@ impl Sampler for ChatAsTokens {
         let messages = messages(&request.context)
             .map_err(|wants| SamplerError::BadRequest(format!("this engine takes {wants}")))?;
         let seed = derive_seed(request.seed, &["retry"]);
+        let is_cancelled = &|| is_cancelled() || self.options.interrupt.is_set();
         let text = retried(&self.options.retry, &self.budget, seed, is_cancelled, |_| {
             self.attempt(request, &messages, is_cancelled)
         })

@@ -11,6 +11,7 @@ use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use super::failure::{FailureKind, HttpFailure};
+use super::interrupt::Interrupt;
 
 /// Bytes of an error's text that are read, and characters that are shown.
 const MAX_ERROR_BYTES: u64 = 64 << 10;
@@ -51,6 +52,8 @@ pub struct HttpOptions {
     pub max_answer_bytes: u64,
     /// Connections that are kept for later requests.
     pub max_idle_connections: usize,
+    /// Ends the client's requests when it is set.
+    pub interrupt: Interrupt,
 }
 
 impl HttpOptions {
@@ -63,6 +66,7 @@ impl HttpOptions {
             timeout: Duration::from_mins(10),
             max_answer_bytes: 256 << 20,
             max_idle_connections: 256,
+            interrupt: Interrupt::new(),
         }
     }
 }
@@ -152,7 +156,9 @@ impl HttpClient {
         if is_loopback(&host) {
             config = config.proxy(None);
         }
-        Ok(Self { agent: config.build().into(), options, base, authorization })
+        let agent: Agent = config.build().into();
+        options.interrupt.watch(&agent);
+        Ok(Self { agent, options, base, authorization })
     }
 
     /// The server's URL, without a slash at its end.
@@ -199,6 +205,21 @@ impl HttpClient {
         call: &Call,
     ) -> Result<Answer, HttpFailure> {
         let what = self.what(&method, path);
+        let answer = self.once(method, path, body, call);
+        // How a request looks that was ended from another thread depends on how far it was.
+        answer.map_err(|failure| {
+            if self.options.interrupt.is_set() { HttpFailure::cancelled(what) } else { failure }
+        })
+    }
+
+    fn once(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&[u8]>,
+        call: &Call,
+    ) -> Result<Answer, HttpFailure> {
+        let what = self.what(&method, path);
         let timeout = call.timeout.unwrap_or(self.options.timeout);
         let bad = |error: &dyn std::fmt::Display| {
             HttpFailure::new(FailureKind::BadRequest, what.clone(), error.to_string())
@@ -231,6 +252,11 @@ impl HttpClient {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let body = read_bounded(&what, response, max, timeout)?;
         Ok(Answer { status, headers, body })
+    }
+
+    /// The switch that ends this client's requests.
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.options.interrupt
     }
 
     fn what(&self, method: &Method, path: &str) -> String {

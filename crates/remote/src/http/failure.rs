@@ -29,6 +29,9 @@ pub enum FailureKind {
     TooLarge,
     /// The request cannot be made: a bad URL or token. Not tried again.
     BadRequest,
+    /// Servers were waited for as long as the request may take, and none took it. Not tried again:
+    /// the wait was the trying.
+    Unavailable,
     /// The caller withdrew the request.
     Cancelled,
 }
@@ -44,7 +47,11 @@ impl FailureKind {
             | Self::Server(_)
             | Self::Garbage
             | Self::WrongWeights => true,
-            Self::Refused(_) | Self::TooLarge | Self::BadRequest | Self::Cancelled => false,
+            Self::Refused(_)
+            | Self::TooLarge
+            | Self::BadRequest
+            | Self::Unavailable
+            | Self::Cancelled => false,
         }
     }
 
@@ -71,6 +78,11 @@ impl HttpFailure {
     /// A failure of a request.
     pub fn new(kind: FailureKind, what: impl Into<String>, reason: impl Into<String>) -> Self {
         Self { kind, what: what.into(), reason: reason.into() }
+    }
+
+    /// A request that the caller withdrew.
+    pub fn cancelled(what: impl Into<String>) -> Self {
+        Self::new(FailureKind::Cancelled, what, "it was withdrawn")
     }
 
     /// An answer that came whole, and is not what was agreed on.

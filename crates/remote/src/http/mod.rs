@@ -6,8 +6,10 @@
 
 mod client;
 mod failure;
+mod interrupt;
 mod retry;
 
 pub use client::{Answer, BearerToken, Call, HttpClient, HttpOptions};
 pub use failure::{FailureKind, HttpFailure};
+pub use interrupt::Interrupt;
 pub use retry::{RetryBudget, RetryPolicy, retried};

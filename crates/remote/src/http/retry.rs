@@ -115,7 +115,7 @@ pub fn retried<T>(
     let mut n = 0;
     loop {
         if is_cancelled() {
-            return Err(cancelled());
+            return Err(HttpFailure::cancelled("request"));
         }
         let mut failure = match attempt(n) {
             Ok(done) => {
@@ -145,15 +145,11 @@ pub fn retried<T>(
     }
 }
 
-fn cancelled() -> HttpFailure {
-    HttpFailure::new(FailureKind::Cancelled, "request", "it was withdrawn")
-}
-
 fn sleep(pause: Duration, is_cancelled: &dyn Fn() -> bool) -> Result<(), HttpFailure> {
     let end = Instant::now() + pause;
     while let Some(left) = end.checked_duration_since(Instant::now()) {
         if is_cancelled() {
-            return Err(cancelled());
+            return Err(HttpFailure::cancelled("request"));
         }
         std::thread::sleep(left.min(TICK));
     }
@@ -202,7 +198,12 @@ mod tests {
             assert_eq!(count, 6, "{kind:?}");
             assert!(text.contains("6 tries"), "{text}");
         }
-        for kind in [FailureKind::Refused(404), FailureKind::TooLarge, FailureKind::BadRequest] {
+        for kind in [
+            FailureKind::Refused(404),
+            FailureKind::TooLarge,
+            FailureKind::BadRequest,
+            FailureKind::Unavailable,
+        ] {
             assert_eq!(tries(kind, &policy, &budget).0, 1, "{kind:?}");
         }
     }

@@ -58,7 +58,7 @@ impl Replicas {
     /// soon. Waits for `timeout` at most.
     ///
     /// # Errors
-    /// [`FailureKind::Connect`] when no replica serves in time, [`FailureKind::Cancelled`].
+    /// [`FailureKind::Unavailable`] when no replica serves in time, [`FailureKind::Cancelled`].
     pub fn acquire(
         &self,
         session: u64,
@@ -84,8 +84,7 @@ impl Replicas {
                 Next::Wait(time) => {
                     let left = timeout.saturating_sub(start.elapsed());
                     if is_cancelled() {
-                        let reason = "it was withdrawn";
-                        return Err(HttpFailure::new(FailureKind::Cancelled, "request", reason));
+                        return Err(HttpFailure::cancelled("request"));
                     }
                     if left.is_zero() {
                         return Err(unavailable(&state, timeout));
@@ -164,5 +163,5 @@ fn unavailable(state: &State, timeout: Duration) -> HttpFailure {
     };
     let all: Vec<String> = state.replicas.iter().map(of).collect();
     let reason = format!("no place within {} s; {}", timeout.as_secs_f64(), all.join("; "));
-    HttpFailure::new(FailureKind::Connect, "servers", reason)
+    HttpFailure::new(FailureKind::Unavailable, "servers", reason)
 }

@@ -11,8 +11,8 @@ use ureq::http::Method;
 use super::contract::{Drawn, check};
 use super::dialect::{Dialect, Step};
 use crate::http::{
-    BearerToken, Call, FailureKind, HttpClient, HttpFailure, HttpOptions, RetryBudget, RetryPolicy,
-    retried,
+    BearerToken, Call, FailureKind, HttpClient, HttpFailure, HttpOptions, Interrupt, RetryBudget,
+    RetryPolicy, retried,
 };
 use crate::replicas::{Lease, Replicas, Served};
 
@@ -39,6 +39,8 @@ pub struct SamplerOptions {
     pub max_in_flight: usize,
     /// How long [`RemoteSampler::connect`] waits for a first replica that answers.
     pub startup: Duration,
+    /// Ends all requests when it is set.
+    pub interrupt: Interrupt,
 }
 
 impl SamplerOptions {
@@ -52,6 +54,7 @@ impl SamplerOptions {
             retry: RetryPolicy::default(),
             max_in_flight: 256,
             startup: Duration::from_secs(30),
+            interrupt: Interrupt::new(),
         }
     }
 }
@@ -79,12 +82,13 @@ impl RemoteSampler {
                 token: options.token.clone(),
                 timeout: options.timeout,
                 max_idle_connections: options.max_in_flight,
+                interrupt: options.interrupt.clone(),
                 ..HttpOptions::new(url.clone())
             })
         };
         let clients = options.urls.iter().map(client).collect::<Result<Vec<_>, _>>()?;
         let replicas = Replicas::new(clients, options.max_in_flight, Served::default());
-        let lease = replicas.acquire(0, options.startup, &|| false)?;
+        let lease = replicas.acquire(0, options.startup, &|| options.interrupt.is_set())?;
         let facts = Facts::of(dialect, &lease.client, &options.model)?;
         drop(lease);
         let Facts { dialect, model, max_context, engine } = facts;
@@ -248,6 +252,7 @@ impl Sampler for RemoteSampler {
         }
         // Engines refuse what they have no room for.
         let request = SampleRequest { max_tokens: asked.min(room), ..request.clone() };
+        let is_cancelled = &|| is_cancelled() || self.options.interrupt.is_set();
         let mut completion = retried(
             &self.options.retry,
             &self.budget,

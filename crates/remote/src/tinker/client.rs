@@ -51,6 +51,7 @@ impl TinkerClient {
         let http = HttpClient::new(HttpOptions {
             token: options.api_key.as_ref().map(|key| BearerToken::new(key.secret())),
             timeout: options.request_timeout,
+            interrupt: options.interrupt.clone(),
             ..HttpOptions::new(&options.url)
         })
         .map_err(TinkerError::Http)?;
@@ -222,7 +223,7 @@ impl TinkerClient {
             .map_err(|error| TinkerError::contract(what, error.to_string()))?;
         let (mut num_failures, mut iteration, mut pause) = (0, 0u32, FIRST_POLL_PAUSE);
         loop {
-            if is_cancelled() {
+            if is_cancelled() || self.http.interrupt().is_set() {
                 return Err(TinkerError::Cancelled);
             }
             let left = self.request_timeout.saturating_sub(start.elapsed());
@@ -299,6 +300,7 @@ impl TinkerClient {
         let seed = self.count.fetch_add(1, Ordering::Relaxed);
         let headers = self.headers();
         let call = Call { headers: &headers, ..Call::default() };
+        let is_cancelled = &|| is_cancelled() || self.http.interrupt().is_set();
         retried(&self.policy, &self.budget, seed, is_cancelled, |_| attempt(&call))
             .map_err(|failure| TinkerError::from_http(what, failure))
     }

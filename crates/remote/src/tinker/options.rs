@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::probe::Reduction;
+use crate::http::Interrupt;
 
 /// A secret; it cannot be printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub struct TinkerOptions {
     pub max_chunk_datums: usize,
     /// Bytes of one `forward_backward` at most (one sequence may be longer).
     pub max_chunk_bytes: usize,
+    /// Ends all requests when it is set.
+    pub interrupt: Interrupt,
 }
 
 impl TinkerOptions {
@@ -79,6 +82,7 @@ impl TinkerOptions {
             heartbeat: Duration::from_secs(10),
             max_chunk_datums: 1024,
             max_chunk_bytes: 5_000_000,
+            interrupt: Interrupt::new(),
         }
     }
 }
