@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use patchwright_core::{FailureClass, PolicyVersion, RolloutStatus};
 use serde::{Deserialize, Serialize};
@@ -182,22 +183,74 @@ impl Observer for Silent {
 
 /// Asks a run to stop, from a signal handler or another thread. What is running is ended and
 /// cleaned up, the journal says so, and the run can be resumed.
-#[derive(Debug, Default)]
-pub struct CancelToken(AtomicBool);
+#[derive(Default)]
+pub struct CancelToken {
+    is_set: AtomicBool,
+    hooks: Mutex<Vec<Hook>>,
+}
+
+/// Ends something that waits and cannot look at the token.
+type Hook = Box<dyn Fn() + Send>;
 
 impl CancelToken {
     /// A token that was not cancelled. `const`, so that a signal handler's can be a `static`.
     pub const fn new() -> Self {
-        Self(AtomicBool::new(false))
+        Self { is_set: AtomicBool::new(false), hooks: Mutex::new(Vec::new()) }
     }
 
-    /// Asks to stop. Safe in a signal handler.
+    /// Asks to stop, and calls the hooks. From a thread: it takes a lock.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.is_set.store(true, Ordering::SeqCst);
+        let hooks = std::mem::take(&mut *self.lock());
+        hooks.iter().for_each(|hook| hook());
     }
 
     /// Whether [`CancelToken::cancel`] was called.
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.is_set.load(Ordering::Relaxed)
+    }
+
+    /// Calls `hook` when the token is cancelled, at once if it was. It is kept as long as the token,
+    /// and must be quick.
+    pub fn on_cancel(&self, hook: impl Fn() + Send + 'static) {
+        self.lock().push(Box::new(hook));
+        // It may have been cancelled between the two.
+        if self.is_set.load(Ordering::SeqCst) {
+            self.cancel();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Hook>> {
+        self.hooks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for CancelToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CancelToken({})", self.is_cancelled())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::CancelToken;
+
+    #[test]
+    fn hooks_are_called_once_also_late() {
+        let (token, count) = (CancelToken::new(), Arc::new(AtomicUsize::new(0)));
+        let hook = || {
+            let count = Arc::clone(&count);
+            move || drop(count.fetch_add(1, Ordering::SeqCst))
+        };
+        token.on_cancel(hook());
+        assert_eq!(count.load(Ordering::SeqCst), 0);
+        token.cancel();
+        token.cancel();
+        assert_eq!(count.load(Ordering::SeqCst), 1);
+        token.on_cancel(hook());
+        assert_eq!(count.load(Ordering::SeqCst), 2);
     }
 }

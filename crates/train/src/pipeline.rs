@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use patchwright_core::PolicyVersion;
+use patchwright_core::{PolicyVersion, TrainerError};
 
 use crate::environment::Task;
 use crate::error::TrainError;
@@ -408,6 +408,10 @@ impl Pipeline<'_> {
     fn stopped(&mut self, plan: &StagePlan, error: TrainError, wall_seconds: f64) -> TrainError {
         let stage = &plan.name;
         let iteration = self.next_iteration(stage);
+        // An engine whose request was ended fails in its own words.
+        let is_ended = matches!(&error, TrainError::Trainer(TrainerError::Engine(_)));
+        let error =
+            if is_ended && self.run.cancel.is_cancelled() { TrainError::Cancelled } else { error };
         let reason = match &error {
             TrainError::Cancelled => "cancelled".to_owned(),
             error => error.to_string(),

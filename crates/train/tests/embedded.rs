@@ -170,13 +170,13 @@ fn base_policy(dir: &Path, provider: &dyn SandboxProvider) {
     trainer.save(dir).unwrap();
 }
 
-fn world(recipe: &Recipe) -> World {
+fn world(recipe: &Recipe, cancel: &CancelToken) -> World {
     let set = |prefix: &str, count| (0..count).map(|index| task(prefix, index)).collect();
     let sets = TaskSets {
         train: set("train", 4),
         evaluation_sets: vec![("held-out".into(), set("held", 3))],
     };
-    World::with_tasks(recipe, open_provider(recipe).unwrap(), sets, &Silent).unwrap()
+    World::with_tasks(recipe, open_provider(recipe).unwrap(), sets, &Silent, cancel).unwrap()
 }
 
 fn start(
@@ -186,12 +186,12 @@ fn start(
     cancel: &CancelToken,
 ) -> Result<Report, TrainError> {
     let run_dir = RunDir::create(dir, recipe)?;
-    pipeline::start(recipe, run_dir, world(recipe), 0.0, observer, cancel)
+    pipeline::start(recipe, run_dir, world(recipe, cancel), 0.0, observer, cancel)
 }
 
 fn resume(dir: &Path, observer: &dyn Observer, cancel: &CancelToken) -> Result<Report, TrainError> {
     let (run_dir, recipe) = RunDir::open(dir)?;
-    let world = world(&recipe);
+    let world = world(&recipe, cancel);
     pipeline::resume(recipe, run_dir, world, observer, cancel)
 }
 
@@ -268,7 +268,7 @@ fn foreign_recipe(checkpoint: &Path, program: &str) -> Recipe {
 
 /// Some rollouts by the recipe's foreign agent.
 fn foreign_rollouts(recipe: &Recipe, count: u32, max_turns: usize) -> Vec<Rollout> {
-    let world = world(recipe);
+    let world = world(recipe, &CancelToken::new());
     let roll = |sibling| {
         let spec = RolloutSpec {
             sibling,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+mod recipe;
 mod skyrl;
 mod vllm;
 
@@ -44,6 +45,7 @@ pub fn run(names: &[String]) -> Result<(), String> {
     let figures = cache.join("figures.tsv");
     let context = Context { root, cache, figures };
     let mut report = String::from("# Real engines\n");
+    println!("caches and logs: {}", context.cache.display());
     let mut failures = Vec::new();
     for (name, suite) in SUITES {
         if !names.is_empty() && !names.iter().any(|wanted| wanted == name) {

@@ -1,4 +1,4 @@
-//! vLLM on a CPU: agreement, weight sync, adapters.
+//! vLLM on a CPU: agreement, weight sync, adapters, and whole recipes that sample there.
 //!
 //! The wheel pins a version of torch that the registry lacks and looks itself up under another name,
 //! so its other requirements are installed first, the wheel without any, and a note of that name is
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Context, Server, free_port, run_command, virtual_environment};
+use super::{Context, Server, free_port, recipe, run_command, virtual_environment};
 
 const VERSION: &str = "0.32.0";
 const TORCH: &str = "2.13.0";
@@ -25,12 +25,21 @@ pub(super) fn run(context: &Context) -> Result<(), String> {
         let test =
             ["-p", "patchwright-remote", "--test", "real", "vllm_serves", "--", "--nocapture"];
         context.tests(&test, &[("PATCHWRIGHT_VLLM", &url)])?;
+        recipe::train(context, "vllm-weights", &settings(&url))?;
     }
     let lora = ["--enable-lora", "--max-lora-rank", "8"];
     let (_server, url) =
         serve(context, &python, &context.root.join("models/base"), "adapters", &lora)?;
     let test = ["-p", "patchwright-remote", "--test", "real", "vllm_loads", "--", "--nocapture"];
-    context.tests(&test, &[("PATCHWRIGHT_VLLM_LORA", &url)])
+    context.tests(&test, &[("PATCHWRIGHT_VLLM_LORA", &url)])?;
+    let adapter = ["engine.lora.rank=8".to_owned(), "engine.lora.alpha=16".to_owned()];
+    recipe::train(context, "vllm-adapters", &[&settings(&url)[..], &adapter].concat())
+}
+
+/// The embedded trainer, whose weights go to the server at every version.
+fn settings(url: &str) -> Vec<String> {
+    let urls = format!("servers.urls=[\"{url}\"]");
+    vec!["trainer=embedded".to_owned(), "sampler=vllm".to_owned(), urls]
 }
 
 fn install(context: &Context, dir: &Path) -> Result<PathBuf, String> {

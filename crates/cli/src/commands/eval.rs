@@ -219,7 +219,7 @@ fn measure_one(
     let provider = open_provider(&recipe)?;
     let sets = sets(tasks, &recipe, provider.as_ref(), observer, cancel)?;
     let num_tasks: usize = sets.evaluation_sets.iter().map(|(_, tasks)| tasks.len()).sum();
-    let mut world = World::with_tasks(&recipe, provider, sets, observer)?;
+    let mut world = World::with_tasks(&recipe, provider, sets, observer, cancel)?;
     std::fs::create_dir_all(dir).map_err(|error| CliError::failed(error.to_string()))?;
     let known = RememberingEnvironment::open(&dir.join("rollouts.jsonl"), world.environment)?;
     if known.num_known() > 0 {

@@ -205,7 +205,7 @@ fn work(
     let provider = open_provider(recipe)?;
     let sets = eval::sets(&plan.tasks, recipe, provider.as_ref(), progress.as_ref(), cancel)?;
     let tasks: Vec<_> = sets.evaluation_sets.into_iter().flat_map(|(_, tasks)| tasks).collect();
-    let opened = open_agent(recipe, provider, progress.as_ref())?;
+    let opened = open_agent(recipe, provider, progress.as_ref(), cancel)?;
     let text = Arc::new(ModelText::from_dir(&opened.checkpoint).map_err(CliError::usage)?);
     if !text.has_template() {
         return Err(CliError::usage(format!(

@@ -88,7 +88,7 @@ fn roll_out(
         (environment, PolicyVersion(0), MAX_SCRIPT_TOKENS)
     } else {
         recipe.engine.checkpoint = args.checkpoint.clone().unwrap_or_else(|| "base".to_owned());
-        let world = World::with_tasks(&recipe, provider, TaskSets::default(), observer)?;
+        let world = World::with_tasks(&recipe, provider, TaskSets::default(), observer, cancel)?;
         let version = world.trainer.policy_version();
         (world.environment, version, recipe.eval.context_tokens)
     };

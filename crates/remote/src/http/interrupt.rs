@@ -26,8 +26,19 @@ impl Interrupt {
     /// Ends all requests.
     pub fn set(&self) {
         self.0.is_set.store(true, Ordering::SeqCst);
-        let agents = std::mem::take(&mut *self.0.agents.lock().unwrap_or_else(PoisonError::into_inner));
+        let agents =
+            std::mem::take(&mut *self.0.agents.lock().unwrap_or_else(PoisonError::into_inner));
         agents.into_iter().for_each(Agent::shutdown);
+    }
+
+    /// Does what [`Interrupt::set`] does, as long as some client is left.
+    pub fn switch(&self) -> impl Fn() + Send + 'static {
+        let state = Arc::downgrade(&self.0);
+        move || {
+            if let Some(state) = state.upgrade() {
+                Self(state).set();
+            }
+        }
     }
 
     /// Whether [`Interrupt::set`] was called.

@@ -40,10 +40,11 @@ impl Dialect {
         }
     }
 
-    /// Most likely tokens that the engine gives at most with its default settings.
+    /// Most likely tokens that the engine gives at most with its default settings (vLLM: 20, of
+    /// which one may be the drawn one instead).
     pub(super) fn max_top_logprobs(self) -> usize {
         match self {
-            Self::VllmGenerate | Self::VllmCompletions => 20,
+            Self::VllmGenerate | Self::VllmCompletions => 19,
             Self::Sglang | Self::LlamaCpp => 256,
         }
     }

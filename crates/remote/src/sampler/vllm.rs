@@ -33,7 +33,10 @@ fn params(request: &SampleRequest) -> Map<String, Value> {
     set("ignore_eos", json!(true));
     set("skip_special_tokens", json!(false));
     set("spaces_between_special_tokens", json!(false));
-    set("logprobs", json!(request.num_top_logprobs));
+    // The drawn token stands in the list whatever its rank, and pushes the last one out: one more is
+    // asked for than is believed. A list that favours the drawn token would look like a cut.
+    let num_asked = if request.num_top_logprobs > 0 { request.num_top_logprobs + 1 } else { 0 };
+    set("logprobs", json!(num_asked));
     if request.prompt_logprobs {
         set("prompt_logprobs", json!(0));
     }

@@ -65,13 +65,15 @@ impl Loading<'_> {
             .send(Method::POST, path, Some(bytes.as_bytes()), &call)
             .map(|answer| answer.body)
             .map_err(|failure| match failure.kind {
-                FailureKind::Refused(404) if !path.starts_with("/v1/") => HttpFailure {
-                    reason: format!(
-                        "{}; start the server with VLLM_SERVER_DEV_MODE=1",
-                        failure.reason
-                    ),
-                    ..failure
-                },
+                FailureKind::Refused(404) => {
+                    let how = if path.starts_with("/v1/") {
+                        "start the server with --enable-lora, a --max-lora-rank that is high enough, \
+                         and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where it can read the path"
+                    } else {
+                        "start the server with VLLM_SERVER_DEV_MODE=1"
+                    };
+                    HttpFailure { reason: format!("{}; {how}", failure.reason), ..failure }
+                }
                 _ => failure,
             })
     }

@@ -182,6 +182,17 @@ impl<T: Trainer> SyncedTrainer<T> {
     }
 }
 
+/// The servers keep what they loaded; the directories were only the way there.
+impl<T> Drop for SyncedTrainer<T> {
+    fn drop(&mut self) {
+        for (dir, _) in self.written.drain(..) {
+            let _ = std::fs::remove_dir_all(dir);
+        }
+        // Only if nothing else is in it.
+        let _ = std::fs::remove_dir(&self.bringer.options.dir);
+    }
+}
+
 fn engine(version: PolicyVersion, failure: &HttpFailure) -> TrainerError {
     TrainerError::Engine(format!("no server took the weights of version {version}: {failure}"))
 }

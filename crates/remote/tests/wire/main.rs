@@ -3,6 +3,7 @@
 
 mod chat;
 mod http;
+mod interrupt;
 mod replicas;
 mod samplers;
 mod server;

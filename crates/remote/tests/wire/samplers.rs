@@ -112,6 +112,34 @@ fn vllm_generate_is_asked_for_the_full_distribution() {
     }
 }
 
+/// vLLM puts the drawn token first in the list and then cuts it: the last of the most likely gives
+/// way to a drawn token that is none of them. Seen on 0.32.
+#[test]
+fn vllm_lists_do_not_favour_the_drawn_token() {
+    let listed = |drawn: u32, logprob: f32, others: &[(u32, f32)]| {
+        let all = [&[(drawn, logprob)], others].concat();
+        let top: Vec<Value> =
+            all.iter().map(|(id, logprob)| json!({"token_id": id, "logprob": logprob})).collect();
+        json!({"token_id": drawn, "logprob": logprob, "top_logprobs": top})
+    };
+    let answer = json!({"choices": [{"index": 0, "finish_reason": "stop",
+        "logprobs": {"content": [listed(700, -7.5, &[(5, -0.5), (6, -1.5)]),
+            listed(227, -1.5, &[(5, -0.5), (6, -2.5)])]},
+        "token_ids": [700, 227]}]});
+    let (server, sampler) =
+        sampler(Dialect::VllmGenerate, move |_| Reply::Json(200, answer.clone()));
+    let request = SampleRequest { num_top_logprobs: 2, ..request() };
+    let completion = sampler.sample(&request).unwrap();
+    assert_eq!(completion.top_logprobs[0], [(5, -0.5), (6, -1.5)], "the drawn one is no top");
+    assert_eq!(completion.top_logprobs[1], [(5, -0.5), (227, -1.5)]);
+    let sent = || server.seen().pop().unwrap().json()["sampling_params"]["logprobs"].clone();
+    assert_eq!(sent(), json!(3));
+    // The server's default bound is 20, so 19 can be believed.
+    let many = SampleRequest { num_top_logprobs: 100, ..request };
+    sampler.sample(&many).unwrap();
+    assert_eq!(sent(), json!(20));
+}
+
 #[test]
 fn vllm_completions_are_read_with_tops_and_prompt_logprobs() {
     let answer = json!({"object": "text_completion", "choices": [{"index": 0, "text": ".(",
@@ -131,7 +159,7 @@ fn vllm_completions_are_read_with_tops_and_prompt_logprobs() {
     assert_eq!(completion.top_logprobs[1], [(597, -4.5), (485, -4.75)], "the drawn one is no top");
     let sent = server.seen().pop().unwrap().json();
     assert_eq!(sent["prompt"], json!([1, 50, 60]));
-    assert_eq!((&sent["return_token_ids"], &sent["logprobs"]), (&json!(true), &json!(2)));
+    assert_eq!((&sent["return_token_ids"], &sent["logprobs"]), (&json!(true), &json!(3)));
 }
 
 #[test]

@@ -60,7 +60,7 @@ fn serve(
     (server, tiny)
 }
 
-fn samples() -> Vec<TrainingSample> {
+pub fn samples() -> Vec<TrainingSample> {
     [5usize, 9, 1, 3]
         .iter()
         .enumerate()

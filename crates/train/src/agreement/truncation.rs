@@ -150,7 +150,9 @@ impl Cut {
     /// token's place in the list.
     fn ratio(self, probs: &[f64], total: f64, rank: Option<usize>) -> Option<f64> {
         let kept = match self {
-            Self::TopK(k) => (k <= probs.len()).then_some(k)?,
+            // One that the list lacks is at most as likely as its last, and counted as cut: both
+            // only weaken the bet.
+            Self::TopK(k) => (k <= probs.len() + 1).then_some(k)?,
             Self::TopP(p) => {
                 let mut sum = 0.0;
                 let last = probs.iter().position(|prob| {
@@ -165,7 +167,9 @@ impl Cut {
             }
             Self::Temperature(t) => return Some(tempered(t, probs, total, rank)),
         };
-        let mass: f64 = probs[..kept].iter().sum::<f64>() + ROUNDING;
+        let listed = kept.min(probs.len());
+        let unlisted = (kept - listed) as f64 * probs.last().copied().unwrap_or(0.0);
+        let mass: f64 = probs[..listed].iter().sum::<f64>() + unlisted + ROUNDING;
         Some(if rank.is_some_and(|rank| rank < kept) { 1.0 / mass } else { 0.0 })
     }
 }
@@ -196,8 +200,12 @@ mod tests {
         weights.into_iter().map(|weight| weight / sum).collect()
     }
 
-    /// Draws with a cut; reports the uncut log-probabilities of the 20 most likely.
     fn run(cut: Option<Cut>, num: usize, seed: u64) -> TruncationTest {
+        run_listed(20, cut, num, seed)
+    }
+
+    /// Draws with a cut; reports the uncut log-probabilities of the most likely.
+    fn run_listed(num_listed: u32, cut: Option<Cut>, num: usize, seed: u64) -> TruncationTest {
         let mut test = TruncationTest::new(1e-6);
         let mut rng = stream(seed, &["truncation"]);
         for _ in 0..num {
@@ -230,7 +238,7 @@ mod tests {
                 })
                 .unwrap_or(0);
             let top: Vec<(u32, f32)> =
-                (0..20u32).map(|i| (i, full[i as usize].ln() as f32)).collect();
+                (0..num_listed).map(|i| (i, full[i as usize].ln() as f32)).collect();
             test.observe(&top, drawn as u32);
         }
         test
@@ -262,6 +270,9 @@ mod tests {
         assert_eq!(named(Cut::TopK(10)), Cut::TopK(10));
         assert_eq!(named(Cut::TopP(0.9)), Cut::TopP(0.9));
         assert_eq!(named(Cut::Temperature(0.7)), Cut::Temperature(0.7));
+        // A list may be short by one (vLLM's is), and the cut is found all the same.
+        let short = run_listed(19, Some(Cut::TopK(20)), 1500, 7).finding();
+        assert_eq!(short.map(|finding| finding.cut), Some(Cut::TopK(20)));
         // Those of a generation config that is often shipped, together.
         assert!(run(Some(Cut::TopP(0.8)), 300, 9).finding().is_some(), "few tokens suffice");
     }
@@ -272,7 +283,7 @@ mod tests {
         let mut worst = f64::NEG_INFINITY;
         let mut num_above = 0;
         for seed in 0..200 {
-            let test = run(None, 300, seed);
+            let test = run_listed(20 - seed as u32 % 2, None, 300, seed);
             assert_eq!(test.finding(), None, "seed {seed}");
             let mean = test.log_wealth.iter().map(|w| w.exp()).sum::<f64>() / 28.0;
             worst = worst.max(mean);

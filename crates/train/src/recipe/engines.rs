@@ -117,8 +117,9 @@ pub struct ServersRecipe {
     pub num_retries: usize,
     /// Requests in flight at one server at most.
     pub max_requests_per_server: usize,
-    /// Directory that servers and trainer share, where each policy version is written to anew;
-    /// empty means the run directory's checkpoints, which servers on the same machine can read.
+    /// Directory that servers and trainer share, where each policy version is written to anew and
+    /// the last two are kept until the end; empty means one of the machine's temporary directory,
+    /// which servers on the same machine can read.
     pub checkpoint_dir: String,
 }
 

@@ -48,11 +48,13 @@ impl World {
     ) -> Result<Self, TrainError> {
         let provider = open_provider(recipe)?;
         let sets = task_sets(&recipe.tasks, provider.as_ref(), observer, cancel)?;
-        let world = Self::with_tasks(recipe, provider, sets, observer)?;
-        if cancel.is_cancelled() { Err(TrainError::Cancelled) } else { Ok(world) }
+        let world = Self::with_tasks(recipe, provider, sets, observer, cancel);
+        // What was ended in the middle of its opening fails in its own words.
+        if cancel.is_cancelled() { Err(TrainError::Cancelled) } else { world }
     }
 
-    /// [`World::open`] with task sets from elsewhere.
+    /// [`World::open`] with task sets from elsewhere. Requests to servers end as soon as `cancel` is
+    /// set, then and later.
     ///
     /// # Errors
     /// [`TrainError`] naming what is missing and how to mend it.
@@ -61,8 +63,10 @@ impl World {
         provider: Arc<CountingProvider>,
         sets: TaskSets,
         observer: &dyn Observer,
+        cancel: &CancelToken,
     ) -> Result<Self, TrainError> {
-        let Opened { environment, trainer, checkpoint } = open_agent(recipe, provider, observer)?;
+        let Opened { environment, trainer, checkpoint } =
+            open_agent(recipe, provider, observer, cancel)?;
         let sampler = Arc::clone(&environment.sampler);
         Ok(Self {
             train: sets.train,
@@ -92,11 +96,12 @@ pub fn open_agent(
     recipe: &Recipe,
     provider: Arc<CountingProvider>,
     observer: &dyn Observer,
+    cancel: &CancelToken,
 ) -> Result<Opened, TrainError> {
     let checkpoint = find_checkpoint(&recipe.engine.checkpoint)?;
     observer.event(&RunEvent::Notice(format!("policy: {}", described(recipe, &checkpoint))));
     let renderer = renderer(recipe, policy_tokenizer(recipe, &checkpoint)?, &checkpoint)?;
-    let Policy { trainer, sampler } = Policy::open(recipe, &checkpoint, observer)?;
+    let Policy { trainer, sampler } = Policy::open(recipe, &checkpoint, observer, cancel)?;
     let images = Arc::new(TaskImages::default());
     let environment = AgentEnvironment {
         limits: recipe.sandbox.limits(),

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use patchwright_core::{Sampler, Trainer, derive_seed};
 use patchwright_engine::{Engine, EngineOptions, LoraConfig};
+use patchwright_remote::http::Interrupt;
 
 use super::servers;
 use crate::error::TrainError;
-use crate::events::Observer;
+use crate::events::{CancelToken, Observer};
 use crate::recipe::{EngineRecipe, Recipe, SamplerKind, TrainerKind};
 
 /// Weights that are served and trained.
@@ -22,7 +23,7 @@ pub struct Policy {
 
 impl Policy {
     /// Opens trainer and sampler. `checkpoint` is the model's directory. `observer` hears what
-    /// engines there are.
+    /// engines there are. Requests to servers end when `cancel` is set.
     ///
     /// # Errors
     /// [`TrainError`] naming what is missing and how to mend it.
@@ -30,15 +31,20 @@ impl Policy {
         recipe: &Recipe,
         checkpoint: &Path,
         observer: &dyn Observer,
+        cancel: &CancelToken,
     ) -> Result<Self, TrainError> {
+        let interrupt = Interrupt::new();
+        cancel.on_cancel(interrupt.switch());
         match (recipe.trainer, recipe.sampler) {
             (TrainerKind::Embedded, SamplerKind::Trainer) => embedded(recipe, checkpoint),
             (TrainerKind::Embedded, _) if recipe.trains() => {
                 let (trainer, _) = engine(recipe, checkpoint)?.into_parts();
-                servers::trained(recipe, trainer, observer)
+                servers::trained(recipe, trainer, observer, interrupt)
             }
-            (TrainerKind::Embedded, _) => servers::evaluated(recipe, checkpoint, observer),
-            (TrainerKind::Tinker, _) => super::tinker::policy(recipe, checkpoint),
+            (TrainerKind::Embedded, _) => {
+                servers::evaluated(recipe, checkpoint, observer, interrupt)
+            }
+            (TrainerKind::Tinker, _) => super::tinker::policy(recipe, checkpoint, interrupt),
         }
     }
 }

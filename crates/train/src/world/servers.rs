@@ -10,7 +10,7 @@ use patchwright_core::{
 };
 use patchwright_engine::{EmbeddedTrainer, ExportOptions};
 use patchwright_remote::chat::ChatAsTokens;
-use patchwright_remote::http::{BearerToken, HttpFailure, RetryPolicy};
+use patchwright_remote::http::{BearerToken, HttpFailure, Interrupt, RetryPolicy};
 use patchwright_remote::sampler::{Dialect, RemoteSampler, SamplerOptions};
 use patchwright_remote::sync::{LoadAs, SyncOptions, SyncReport, SyncedTrainer, Writer};
 
@@ -28,17 +28,20 @@ pub(super) fn trained(
     recipe: &Recipe,
     trainer: EmbeddedTrainer,
     observer: &dyn Observer,
+    interrupt: Interrupt,
 ) -> Result<Policy, TrainError> {
-    let sampler = Arc::new(connect(recipe, observer)?);
+    let sampler = Arc::new(connect(recipe, observer, interrupt)?);
     let seed = derive_seed(recipe.run.seed, &["known-prompt"]);
     let probe = known_prompt(trainer.config().vocab_size, seed);
+    // Others are given the merged weights.
+    let is_adapter = recipe.engine.lora.rank > 0 && recipe.sampler == SamplerKind::Vllm;
     let dir = match recipe.servers.checkpoint_dir.as_str() {
         "" => std::env::temp_dir().join(format!("patchwright-weights-{}", std::process::id())),
         dir => PathBuf::from(dir),
     };
     let options = SyncOptions {
         dir,
-        load_as: LoadAs::Weights,
+        load_as: if is_adapter { LoadAs::Adapter } else { LoadAs::Weights },
         drain: Duration::from_secs(recipe.servers.request_timeout_seconds),
         load_timeout: Duration::from_secs(recipe.servers.request_timeout_seconds),
         probe: probe.clone(),
@@ -54,8 +57,10 @@ pub(super) fn trained(
     // Without the optimizer's state: vLLM loads every safetensors file that it finds.
     let export: Writer<EmbeddedTrainer> =
         |trainer, dir| trainer.export(dir, &ExportOptions::default());
+    let adapter: Writer<EmbeddedTrainer> = |trainer, dir| trainer.save_adapter(dir);
+    let writer = if is_adapter { adapter } else { export };
     let trainer =
-        SyncedTrainer::new(trainer, export, Arc::clone(&sampler), options, Box::new(fenced))?;
+        SyncedTrainer::new(trainer, writer, Arc::clone(&sampler), options, Box::new(fenced))?;
     let audited = AuditedSampler::new(sampler);
     audited.probe(&probe, seed).map_err(|error| TrainError::setup("servers", error.to_string()))?;
     Ok(Policy { trainer: Box::new(trainer), sampler: Arc::new(audited) })
@@ -66,13 +71,14 @@ pub(super) fn evaluated(
     recipe: &Recipe,
     checkpoint: &Path,
     observer: &dyn Observer,
+    interrupt: Interrupt,
 ) -> Result<Policy, TrainError> {
     let trainer: Box<dyn Trainer> = Box::new(NoTrainer);
     if recipe.sampler == SamplerKind::Openai {
-        let sampler = chat(recipe)?;
+        let sampler = chat(recipe, interrupt)?;
         return Ok(Policy { trainer, sampler });
     }
-    let sampler = connect(recipe, observer)?;
+    let sampler = connect(recipe, observer, interrupt)?;
     if !checkpoint.join("tokenizer.json").is_file() {
         let reason = "the servers take token ids, so the model's tokenizer.json is needed here";
         return Err(TrainError::setup(checkpoint.display().to_string(), reason));
@@ -80,20 +86,24 @@ pub(super) fn evaluated(
     Ok(Policy { trainer, sampler: Arc::new(AuditedSampler::new(Arc::new(sampler))) })
 }
 
-fn chat(recipe: &Recipe) -> Result<Arc<dyn Sampler>, TrainError> {
+fn chat(recipe: &Recipe, interrupt: Interrupt) -> Result<Arc<dyn Sampler>, TrainError> {
     let max_tokens = recipe.agent.max_tokens_per_turn;
-    ChatAsTokens::connect(options(&recipe.servers)?, max_tokens)
+    ChatAsTokens::connect(options(&recipe.servers, interrupt)?, max_tokens)
         .map(|chat| Arc::new(chat) as Arc<dyn Sampler>)
         .map_err(|failure| unreachable_server(&failure))
 }
 
-fn connect(recipe: &Recipe, observer: &dyn Observer) -> Result<RemoteSampler, TrainError> {
+fn connect(
+    recipe: &Recipe,
+    observer: &dyn Observer,
+    interrupt: Interrupt,
+) -> Result<RemoteSampler, TrainError> {
     let dialect = match recipe.sampler {
         SamplerKind::Sglang => Dialect::Sglang,
         SamplerKind::LlamaCpp => Dialect::LlamaCpp,
         _ => Dialect::VllmGenerate,
     };
-    let sampler = RemoteSampler::connect(dialect, options(&recipe.servers)?)
+    let sampler = RemoteSampler::connect(dialect, options(&recipe.servers, interrupt)?)
         .map_err(|failure| unreachable_server(&failure))?;
     let (engine, num) = (sampler.engine(), recipe.servers.urls.len());
     let model = &sampler.replicas().served().model;
@@ -106,7 +116,7 @@ fn unreachable_server(failure: &HttpFailure) -> TrainError {
     TrainError::setup("servers", failure.to_string())
 }
 
-fn options(servers: &ServersRecipe) -> Result<SamplerOptions, TrainError> {
+fn options(servers: &ServersRecipe, interrupt: Interrupt) -> Result<SamplerOptions, TrainError> {
     let timeout = Duration::from_secs(servers.request_timeout_seconds);
     let token = match servers.api_key_env.as_str() {
         "" => None,
@@ -125,6 +135,7 @@ fn options(servers: &ServersRecipe) -> Result<SamplerOptions, TrainError> {
             ..RetryPolicy::default()
         },
         max_in_flight: servers.max_requests_per_server,
+        interrupt,
         ..SamplerOptions::new(servers.urls.clone())
     })
 }

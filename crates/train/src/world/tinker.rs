@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use patchwright_core::derive_seed;
+use patchwright_remote::http::Interrupt;
 use patchwright_remote::tinker::{ApiKey, TinkerOptions, TinkerTrainer, open};
 
 use super::policy::Policy;
@@ -12,8 +13,13 @@ use crate::recipe::Recipe;
 
 /// Opens the server's model. `checkpoint` is a directory with the same model's tokenizer, and its
 /// `config.json` where the server does not tell the model's context.
-pub(super) fn policy(recipe: &Recipe, checkpoint: &Path) -> Result<Policy, TrainError> {
-    let (trainer, sampler) = open(options(recipe, checkpoint)?)
+pub(super) fn policy(
+    recipe: &Recipe,
+    checkpoint: &Path,
+    interrupt: Interrupt,
+) -> Result<Policy, TrainError> {
+    let options = TinkerOptions { interrupt, ..options(recipe, checkpoint)? };
+    let (trainer, sampler) = open(options)
         .map_err(|error| TrainError::setup("trainer = \"tinker\"", error.to_string()))?;
     check_clips(recipe, &trainer)?;
     Ok(Policy { trainer: Box::new(trainer), sampler })
