@@ -2,15 +2,28 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::{Context, run_command};
 
-/// What makes the smoke recipe sure to step: enough rollouts for RFT to find successes, and rewards
-/// that differ where no sibling solves its task.
-const SURE_TO_STEP: [&str; 4] =
-    ["rft.num_tasks=16", "rft.rollouts_per_task=8", "rl.0.drop_on=final", "rl.1.drop_on=final"];
+/// What makes the smoke recipe sure to step: enough rollouts for RFT to find successes, larger groups,
+/// and rewards that may also differ where no sibling solves its task. Less of the rest.
+const SURE_TO_STEP: [&str; 12] = [
+    "rft.num_tasks=12",
+    "rft.rollouts_per_task=8",
+    "rl.0.iterations=1",
+    "rl.0.problems_per_iteration=6",
+    "rl.0.group_size=8",
+    "rl.0.drop_on=final",
+    "rl.1.problems_per_iteration=6",
+    "rl.1.group_size=8",
+    "rl.1.drop_on=final",
+    "eval.num_runs=1",
+    "eval.num_runs_transfer=1",
+    "eval.pass_k=1",
+];
 
 /// The policies that the smoke recipe measures, in their order.
 const POLICIES: [&str; 4] = ["base", "rft", "rl-1", "rl-2"];
@@ -28,19 +41,23 @@ pub(super) struct Trained {
     largest_difference: f64,
 }
 
-/// Runs `patchwright train smoke --set …` into a new directory of `name` and checks that RFT and RL
-/// ran to their end and that RL stepped along a gradient.
+/// Runs `patchwright train smoke --set …` into a new directory of `name`, stops it after RFT as
+/// Ctrl-C does, goes on with `--resume`, and checks that RFT and RL ran to their end and that RL
+/// stepped along a gradient.
 pub(super) fn train(context: &Context, name: &str, settings: &[String]) -> Result<(), String> {
     let out = context.cache.join("runs").join(name);
     if out.exists() {
         std::fs::remove_dir_all(&out).map_err(|error| format!("{}: {error}", out.display()))?;
     }
-    let mut command = program(context);
-    command.args(["train", "smoke"]);
+    let program = program(context)?;
+    let mut command = Command::new(&program);
+    command.current_dir(&context.root).args(["train", "smoke"]);
     for setting in SURE_TO_STEP.iter().copied().chain(settings.iter().map(String::as_str)) {
         command.args(["--set", setting]);
     }
-    run_command(command.arg("--out").arg(&out))?;
+    interrupt_after_rft(command.arg("--out").arg(&out), &out)?;
+    let mut command = Command::new(&program);
+    run_command(command.current_dir(&context.root).args(["train", "--resume"]).arg(&out))?;
     let trained = check(&out)?;
     let figure = |what: &str, value: String| context.figure(&format!("{name}: {what}"), &value);
     figure("optimizer steps, RFT and RL", trained.num_steps.to_string())?;
@@ -51,13 +68,32 @@ pub(super) fn train(context: &Context, name: &str, settings: &[String]) -> Resul
     figure("largest |difference|", format!("{:.1e}", trained.largest_difference))
 }
 
-/// The program, built as tests are: optimized, with its checks.
-fn program(context: &Context) -> Command {
+/// The program, built as this one was.
+fn program(context: &Context) -> Result<PathBuf, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.current_dir(&context.root);
-    command.args(["run", "--quiet", "--package", "patchwright-cli", "--"]);
-    command
+    command.current_dir(&context.root).args(["build", "--quiet", "--package", "patchwright-cli"]);
+    run_command(&mut command)?;
+    let own = std::env::current_exe().map_err(|error| error.to_string())?;
+    Ok(own.with_file_name("patchwright"))
+}
+
+/// Runs a training until RFT is finished, then sends SIGINT and waits for its end.
+fn interrupt_after_rft(command: &mut Command, out: &Path) -> Result<(), String> {
+    let text = format!("{command:?}");
+    eprintln!("+ {text}");
+    let failed = |error: std::io::Error| format!("{text}: {error}");
+    let mut child = command.spawn().map_err(failed)?;
+    // RFT's line is the first.
+    while !std::fs::metadata(out.join("metrics.jsonl")).is_ok_and(|file| file.len() > 0) {
+        if let Some(status) = child.try_wait().map_err(failed)? {
+            return Err(format!("{text}: {status}, before RFT was finished"));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    run_command(Command::new("kill").args(["-INT", &child.id().to_string()]))?;
+    let status = child.wait().map_err(failed)?;
+    if status.success() { Err(format!("{text}: SIGINT did not stop it")) } else { Ok(()) }
 }
 
 /// Reads `report.json` and `metrics.jsonl` of a finished run.

@@ -1,5 +1,5 @@
 //! `SkyRL`'s Tinker server on a CPU (JAX backend): agreement of log-probabilities, losses and
-//! gradients with the embedded engine, with one process and with two.
+//! gradients with the embedded engine, and whole recipes, with one process and with two.
 //!
 //! It needs Python 3.12. Its server starts its engine through the `uv run …` that started itself, so
 //! a script of that name stands in for uv and starts the environment's own Python.
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Context, Server, free_port, run_command};
+use super::{Context, Server, free_port, recipe, run_command};
 
 const VERSION: &str = "0.4.0";
 /// The base model is loaded before the engine answers, but after the port listens.
@@ -19,26 +19,63 @@ pub(super) fn run(context: &Context) -> Result<(), String> {
     let python = install(&dir)?;
     context.figure("skyrl", VERSION)?;
     let model = model(context, &dir, &python)?;
+    let policy = policy(context, &dir, &python)?;
     for num_processes in [1, 2] {
-        let place = dir.join(format!("run-{num_processes}"));
-        if place.exists() {
-            std::fs::remove_dir_all(&place).map_err(|e| format!("{}: {e}", place.display()))?;
-        }
-        std::fs::create_dir_all(&place).map_err(|e| format!("{}: {e}", place.display()))?;
         context.figure("processes", &num_processes.to_string())?;
-        let (_servers, url) = serve(&dir, &python, &model, &place, num_processes)?;
-        let checkpoints = place.join("checkpoints");
-        let test = ["-p", "patchwright-remote", "--test", "skyrl", "--", "--nocapture"];
-        context.tests(
-            &test,
-            &[
-                ("PATCHWRIGHT_TINKER_URL", &url),
-                ("PATCHWRIGHT_TINKER_MODEL", &model.display().to_string()),
-                ("PATCHWRIGHT_TINKER_CHECKPOINTS", &checkpoints.display().to_string()),
-            ],
-        )?;
+        agreement(context, &dir, &python, &model, num_processes)?;
+        let place = new_place(&dir, &format!("recipe-{num_processes}"))?;
+        let (_servers, url) = serve(&dir, &python, &policy, &place, num_processes)?;
+        let name = format!("tinker-{num_processes}");
+        recipe::train(context, &name, &settings(&url, &policy))?;
     }
     Ok(())
+}
+
+/// The tests of `crates/remote/tests/skyrl.rs`.
+fn agreement(
+    context: &Context,
+    dir: &Path,
+    python: &Path,
+    model: &Path,
+    num_processes: usize,
+) -> Result<(), String> {
+    let place = new_place(dir, &format!("run-{num_processes}"))?;
+    let (_servers, url) = serve(dir, python, model, &place, num_processes)?;
+    let checkpoints = place.join("checkpoints");
+    let test = ["-p", "patchwright-remote", "--test", "skyrl", "--", "--nocapture"];
+    context.tests(
+        &test,
+        &[
+            ("PATCHWRIGHT_TINKER_URL", &url),
+            ("PATCHWRIGHT_TINKER_MODEL", &model.display().to_string()),
+            ("PATCHWRIGHT_TINKER_CHECKPOINTS", &checkpoints.display().to_string()),
+        ],
+    )
+}
+
+/// An empty directory for a server.
+fn new_place(dir: &Path, name: &str) -> Result<PathBuf, String> {
+    let place = dir.join(name);
+    let failed = |error: std::io::Error| format!("{}: {error}", place.display());
+    if place.exists() {
+        std::fs::remove_dir_all(&place).map_err(failed)?;
+    }
+    std::fs::create_dir_all(&place).map_err(failed)?;
+    Ok(place)
+}
+
+/// The recipe with its weights at the server, which clips no gradients.
+fn settings(url: &str, policy: &Path) -> Vec<String> {
+    let policy = policy.display();
+    let mut settings = vec![
+        "trainer=tinker".to_owned(),
+        format!("tinker.url={url}"),
+        format!("tinker.base_model={policy}"),
+        "tinker.lora_rank=8".to_owned(),
+        format!("engine.checkpoint={policy}"),
+    ];
+    settings.extend(["rft", "rl.0", "rl.1"].map(|stage| format!("{stage}.grad_clip=0")));
+    settings
 }
 
 /// A Python 3.12: `PATCHWRIGHT_PYTHON312`, one in the path, or one of pyenv's.
@@ -121,6 +158,27 @@ fn model(context: &Context, dir: &Path, python: &Path) -> Result<PathBuf, String
     Ok(to)
 }
 
+/// The base policy in Llama's layout, which the server knows: the same weights without the biases of
+/// its attention, which it does nearly as well without.
+fn policy(context: &Context, dir: &Path, python: &Path) -> Result<PathBuf, String> {
+    let to = dir.join("policy");
+    let script = "import json, pathlib, shutil, sys\n\
+        from safetensors.torch import load_file, save_file\n\
+        source, to = map(pathlib.Path, sys.argv[1:])\n\
+        to.mkdir(exist_ok=True)\n\
+        shutil.copy(source / 'tokenizer.json', to)\n\
+        config = json.loads((source / 'config.json').read_text())\n\
+        config |= {'model_type': 'llama', 'architectures': ['LlamaForCausalLM'],\n\
+        \x20   'attention_bias': False, 'mlp_bias': False}\n\
+        (to / 'config.json').write_text(json.dumps(config))\n\
+        weights = load_file(source / 'model.safetensors')\n\
+        weights = {name: w for name, w in weights.items() if not name.endswith('.bias')}\n\
+        save_file(weights, to / 'model.safetensors', metadata={'format': 'pt'})\n";
+    let base = context.root.join("models/base");
+    run_command(Command::new(python).args(["-c", script]).arg(base).arg(&to))?;
+    Ok(to)
+}
+
 /// A server of one or more processes; its URL.
 fn serve(
     dir: &Path,
@@ -151,7 +209,7 @@ fn serve(
     }
     let port = free_port()?;
     let backend = format!(
-        "{{\"max_lora_adapters\": 8, \"max_lora_rank\": 8, \"train_micro_batch_size\": 8, \
+        "{{\"max_lora_adapters\": 32, \"max_lora_rank\": 8, \"train_micro_batch_size\": 8, \
          \"sample_max_num_sequences\": 16{distributed}}}"
     );
     let mut server = Command::new("nice");
