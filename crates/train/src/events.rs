@@ -202,7 +202,9 @@ impl CancelToken {
     pub fn cancel(&self) {
         self.is_set.store(true, Ordering::SeqCst);
         let hooks = std::mem::take(&mut *self.lock());
-        hooks.iter().for_each(|hook| hook());
+        for hook in hooks {
+            hook();
+        }
     }
 
     /// Whether [`CancelToken::cancel`] was called.
@@ -243,7 +245,9 @@ mod tests {
         let (token, count) = (CancelToken::new(), Arc::new(AtomicUsize::new(0)));
         let hook = || {
             let count = Arc::clone(&count);
-            move || drop(count.fetch_add(1, Ordering::SeqCst))
+            move || {
+                count.fetch_add(1, Ordering::SeqCst);
+            }
         };
         token.on_cancel(hook());
         assert_eq!(count.load(Ordering::SeqCst), 0);

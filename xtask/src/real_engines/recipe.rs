@@ -99,7 +99,7 @@ fn interrupt_after_rft(command: &mut Command, out: &Path) -> Result<(), String> 
 /// Reads `report.json` and `metrics.jsonl` of a finished run.
 fn check(out: &Path) -> Result<Trained, String> {
     let wrong = |reason: String| format!("{}: {reason}", out.display());
-    let report: Value = read(out.join("report.json"))?;
+    let report: Value = read(&out.join("report.json"))?;
     let evaluations = report["evaluations"].as_array().cloned().unwrap_or_default();
     let of_held_out = evaluations.iter().filter(|e| e["task_set"] == "held-out");
     let policies: Vec<&str> = of_held_out.filter_map(|e| e["policy"].as_str()).collect();
@@ -134,7 +134,7 @@ fn check(out: &Path) -> Result<Trained, String> {
     Ok(trained)
 }
 
-fn read(path: PathBuf) -> Result<Value, String> {
-    let text = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+fn read(path: &Path) -> Result<Value, String> {
+    let text = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))
 }

@@ -18,7 +18,7 @@ use crate::tinker_server::{Adds, Tiny};
 /// Far beyond what the test may take.
 const FOR_EVER: Duration = Duration::from_mins(10);
 /// Far beyond what an interrupted request takes, on a busy machine as well.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 fn never() -> Reply {
     Reply::Slow(FOR_EVER, Box::new(Reply::Drop))
