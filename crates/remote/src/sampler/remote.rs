@@ -341,7 +341,7 @@ impl Facts {
                 }
             }
             Dialect::Sglang => {
-                let info: Value = client.get_json("/get_server_info", &call)?;
+                let info = sglang_info(client, &call)?;
                 let context = number(&info["context_length"]);
                 let by_model = number(&entry["max_model_len"]);
                 facts.max_context = if context > 0 { context } else { by_model };
@@ -358,6 +358,16 @@ impl Facts {
             return Err(wrong("it does not say how long a context it takes".to_owned()));
         }
         Ok(facts)
+    }
+}
+
+/// What a server of `SGLang` says of itself; older ones know the path by another name only.
+fn sglang_info(client: &HttpClient, call: &Call) -> Result<Value, HttpFailure> {
+    match client.get_json("/server_info", call) {
+        Err(failure) if failure.kind == FailureKind::Refused(404) => {
+            client.get_json("/get_server_info", call)
+        }
+        info => info,
     }
 }
 

@@ -16,7 +16,7 @@ pub fn facts(request: &Request) -> Option<Reply> {
         "/version" => json!({"version": "0.32.0"}),
         "/v1/models" => json!({"object": "list", "data": [{"id": "policy", "max_model_len": 64}]}),
         "/props" => json!({"default_generation_settings": {"n_ctx": 64}, "build_info": "b1"}),
-        "/get_server_info" => json!({"context_length": 64, "version": "0.5"}),
+        "/server_info" => json!({"context_length": 64, "version": "0.5"}),
         _ => return None,
     };
     if request.json() == json!({}) && request.method == "POST" {
@@ -51,6 +51,18 @@ fn sampler(
     let sampler = RemoteSampler::connect(dialect, options(vec![server.url().to_owned()])).unwrap();
     assert_eq!((sampler.dialect(), sampler.max_context()), (dialect, 64));
     (server, sampler)
+}
+
+#[test]
+fn an_older_sglang_is_asked_by_the_old_name() {
+    let server = Server::new(|request| match request.path.as_str() {
+        "/server_info" => Reply::Json(404, json!({"detail": "Not Found"})),
+        "/get_server_info" => Reply::Json(200, json!({"context_length": 48, "version": "0.4"})),
+        _ => facts(request).unwrap_or_else(|| Reply::Json(500, json!({}))),
+    });
+    let options = options(vec![server.url().to_owned()]);
+    let sampler = RemoteSampler::connect(Dialect::Sglang, options).unwrap();
+    assert_eq!(sampler.max_context(), 48);
 }
 
 fn request() -> SampleRequest {
