@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use patchwright_core::{FailureClass, PolicyVersion, Rollout, derive_seed, patch::Patch};
+use patchwright_core::{FailureClass, PolicyVersion, Rollout, derive_seed};
 use patchwright_serve::ModelText;
 use patchwright_serve::gateway::{
-    Desk, DeskError, Episode, EpisodeLimits, EpisodeReport, EpisodeStatus, Gateway, Lease,
-    LeaseRequest, MODEL,
+    DeskError, Episode, EpisodeLimits, EpisodeReport, EpisodeStatus, Gateway, Lease, LeaseRequest,
+    MODEL,
 };
 use sha2::{Digest, Sha256};
 
@@ -29,6 +29,7 @@ use crate::events::{CancelToken, Observer, RolloutFinished, RunEvent};
 use crate::images::runs_in_image;
 
 mod archive;
+mod desk;
 mod store;
 mod tally;
 
@@ -441,11 +442,6 @@ fn report(id: u64, rollout: &Rollout) -> EpisodeReport {
     }
 }
 
-/// The number in an episode's name.
-fn number(id: &str) -> Result<u64, DeskError> {
-    id.parse().map_err(|_| DeskError::Key)
-}
-
 impl Books {
     /// An episode as it stands, for whoever has its key.
     fn report(&self, id: u64, key: &str) -> Result<EpisodeReport, DeskError> {
@@ -460,68 +456,5 @@ impl Books {
         };
         let id = id.to_string();
         Ok(EpisodeReport { id, status, solved: None, reward: None, failure: None })
-    }
-}
-
-impl Desk for TaskDesk {
-    fn lease(&self, request: LeaseRequest) -> Result<Lease, DeskError> {
-        let job = self.take_job()?;
-        self.begin(job, request)
-    }
-
-    fn report(&self, id: &str, key: &str) -> Result<EpisodeReport, DeskError> {
-        self.books().report(number(id)?, key)
-    }
-
-    fn repository(&self, id: &str, key: &str) -> Result<Vec<u8>, DeskError> {
-        let id = number(id)?;
-        let task = {
-            let books = self.books();
-            books.report(id, key)?;
-            let leased = books.open.get(&id).ok_or(DeskError::Key)?;
-            Arc::clone(&self.tasks[leased.job.task])
-        };
-        if runs_in_image(&task.instance) {
-            let reason = "the repository is inside the task's image: ask for a sandbox";
-            return Err(DeskError::Refused(reason.to_owned()));
-        }
-        archive::archive(&task.repo).map_err(DeskError::Failed)
-    }
-
-    fn submit(
-        &self,
-        id: &str,
-        key: &str,
-        patch: Option<String>,
-    ) -> Result<EpisodeReport, DeskError> {
-        let id = number(id)?;
-        let episode = {
-            let mut books = self.books();
-            let standing = books.report(id, key)?;
-            if standing.status != EpisodeStatus::Open {
-                return Ok(standing);
-            }
-            let leased = books.open.get_mut(&id).ok_or(DeskError::Key)?;
-            check(patch.as_deref(), leased.has_sandbox)?;
-            leased.episode.take()
-        };
-        self.end(id, episode.ok_or(DeskError::Key)?, End::Submitted(patch))
-    }
-}
-
-/// Refuses a submission that does not fit its episode; the agent may mend it and ask again.
-fn check(patch: Option<&str>, has_sandbox: bool) -> Result<(), DeskError> {
-    let refused = |reason: String| Err(DeskError::Refused(reason));
-    match (patch, has_sandbox) {
-        (Some(_), true) => refused(
-            "patch: the episode has a sandbox, and what stands in it is graded; submit without one"
-                .to_owned(),
-        ),
-        (None, false) => refused("patch: is missing, and the episode has no sandbox".to_owned()),
-        (Some(patch), false) => match Patch::parse(patch) {
-            Ok(_) => Ok(()),
-            Err(error) => refused(format!("patch: no unified diff: {error}")),
-        },
-        (None, true) => Ok(()),
     }
 }
