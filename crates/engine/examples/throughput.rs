@@ -5,23 +5,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use patchwright_core::{
-    AdamParams, Objective, SampleRequest, Sampler, SamplingParams, TokenLoss, Trainer,
-    TrainingSample,
-};
-use patchwright_engine::bench::cpu_seconds;
+use patchwright_core::{SampleRequest, Sampler, SamplingParams, Trainer, TrainingSample};
+use patchwright_engine::bench::{ADAM, CrossEntropy, cpu_seconds};
 use patchwright_engine::{EmbeddedSampler, Engine, EngineOptions, ModelConfig, ModelType};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-
-struct CrossEntropy;
-
-impl Objective for CrossEntropy {
-    fn token_loss(&self, sample: &TrainingSample, t: usize, trainer_logprob: f32) -> TokenLoss {
-        let weight = sample.loss_mask[t];
-        TokenLoss { loss: -weight * trainer_logprob, d_logprob: -weight, clipped: false }
-    }
-}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let numbers: Vec<usize> =
@@ -71,21 +59,13 @@ fn train(engine: &mut Engine, vocab: u32) -> Result<(), Box<dyn std::error::Erro
             })
             .collect();
         let tokens: usize = samples.iter().map(|s| s.tokens.len()).sum();
-        let adam = AdamParams {
-            lr: 1e-3,
-            beta1: 0.9,
-            beta2: 0.99,
-            eps: 1e-8,
-            weight_decay: 0.1,
-            grad_clip: 1.0,
-        };
         let mut best = [0.0f64; 4];
         for _ in 0..4 {
             let (started, cpu) = (Instant::now(), cpu_seconds());
             engine.trainer.forward_backward(&samples, &CrossEntropy)?;
             best[3] = best[3].max(tokens as f64 / (cpu_seconds() - cpu));
             let middle = Instant::now();
-            engine.trainer.optim_step(&adam)?;
+            engine.trainer.optim_step(&ADAM)?;
             let step = middle.elapsed().as_secs_f64();
             let pass = (middle - started).as_secs_f64();
             let forward = Instant::now();

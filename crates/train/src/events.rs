@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use patchwright_core::{FailureClass, PolicyVersion, RolloutStatus};
+use patchwright_core::{FailureClass, PolicyVersion, Rollout, RolloutStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::{EvaluationResult, IterationMetrics};
@@ -165,6 +165,22 @@ pub struct RolloutFinished {
     pub num_turns: usize,
     /// Tokens that the sampler drew.
     pub num_sampled_tokens: usize,
+}
+
+impl RolloutFinished {
+    /// What is told of a rollout of this stage and iteration.
+    pub fn of(stage: &str, iteration: usize, rollout: &Rollout) -> Self {
+        Self {
+            stage: stage.to_owned(),
+            iteration,
+            instance_id: rollout.instance_id.clone(),
+            solved: rollout.solved,
+            status: rollout.status,
+            failure: rollout.failure,
+            num_turns: rollout.num_turns(),
+            num_sampled_tokens: rollout.num_sampled_tokens(),
+        }
+    }
 }
 
 /// Watches a run.

@@ -135,7 +135,8 @@ impl RolloutEngine<'_> {
                     shared.tripped.store(true, Ordering::Relaxed);
                 }
             }
-            self.observer.event(&RunEvent::RolloutFinished(finished(spec, &rollout)));
+            let told = RolloutFinished::of(&spec.stage, spec.iteration, &rollout);
+            self.observer.event(&RunEvent::RolloutFinished(told));
             shared.results.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(rollout);
         }
     }
@@ -180,18 +181,5 @@ impl RolloutEngine<'_> {
                 &job.sibling.to_string(),
             ],
         )
-    }
-}
-
-fn finished(spec: &BatchSpec, rollout: &Rollout) -> RolloutFinished {
-    RolloutFinished {
-        stage: spec.stage.clone(),
-        iteration: spec.iteration,
-        instance_id: rollout.instance_id.clone(),
-        solved: rollout.solved,
-        status: rollout.status,
-        failure: rollout.failure,
-        num_turns: rollout.num_turns(),
-        num_sampled_tokens: rollout.num_sampled_tokens(),
     }
 }

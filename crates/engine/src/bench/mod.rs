@@ -13,7 +13,7 @@ use crate::config::{ModelConfig, ModelType};
 use crate::engine::{Engine, EngineOptions};
 use crate::kernels::gemm::{Into, PackedMatrix, Precision, matmul};
 
-pub use sample::{SampleBench, SampleRow};
+pub use sample::{SampleBench, SampleRow, draw_all};
 
 /// Side of the square products; large enough to amortise everything, small enough for caches.
 const SIDE: usize = 768;
@@ -111,6 +111,19 @@ impl TrainRow {
         self.count * self.length
     }
 
+    /// The batch of a step: random tokens, the same for every row of this shape.
+    pub fn batch(&self) -> Vec<TrainingSample> {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let vocab = self.config.vocab_size as u32;
+        let weight = 1.0 / self.tokens() as f32;
+        (0..self.count)
+            .map(|_| {
+                let tokens = (0..self.length).map(|_| rng.random_range(0..vocab)).collect();
+                TrainingSample::supervised(tokens, vec![weight; self.length])
+            })
+            .collect()
+    }
+
     /// Floating-point operations of a token: products and attention, forward and backward; of
     /// attention the half that is not masked. Nothing that is computed again counts.
     pub fn operations_per_token(&self) -> f64 {
@@ -129,8 +142,13 @@ pub struct TrainBench {
     samples: Vec<TrainingSample>,
 }
 
-/// Mean cross-entropy, by weights.
-struct CrossEntropy;
+/// Cross-entropy by the weights of the loss mask: the objective of the rows.
+#[derive(Debug, Clone, Copy)]
+pub struct CrossEntropy;
+
+/// The optimizer of the rows.
+pub const ADAM: AdamParams =
+    AdamParams { lr: 1e-3, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
 
 impl Objective for CrossEntropy {
     fn token_loss(&self, sample: &TrainingSample, t: usize, trainer_logprob: f32) -> TokenLoss {
@@ -145,17 +163,9 @@ impl TrainBench {
     /// # Errors
     /// As [`Engine::new`].
     pub fn new(row: &TrainRow, options: &EngineOptions) -> Result<Self, TrainerError> {
-        let mut rng = ChaCha8Rng::seed_from_u64(1);
-        let vocab = row.config.vocab_size as u32;
-        let weight = 1.0 / row.tokens() as f32;
-        let samples = (0..row.count)
-            .map(|_| {
-                let tokens = (0..row.length).map(|_| rng.random_range(0..vocab)).collect();
-                TrainingSample::supervised(tokens, vec![weight; row.length])
-            })
-            .collect();
         let options = EngineOptions { precision: row.precision, ..options.clone() };
-        Ok(Self { engine: Engine::new(row.config.clone(), 0, options)?, samples })
+        let engine = Engine::new(row.config.clone(), 0, options)?;
+        Ok(Self { engine, samples: row.batch() })
     }
 
     /// Forward, backward and optimizer.
@@ -163,17 +173,9 @@ impl TrainBench {
     /// # Errors
     /// As [`Trainer`].
     pub fn step(&mut self) -> Result<Duration, TrainerError> {
-        let adam = AdamParams {
-            lr: 1e-3,
-            beta1: 0.9,
-            beta2: 0.99,
-            eps: 1e-8,
-            weight_decay: 0.1,
-            grad_clip: 1.0,
-        };
         let started = Instant::now();
         self.engine.trainer.forward_backward(&self.samples, &CrossEntropy)?;
-        self.engine.trainer.optim_step(&adam)?;
+        self.engine.trainer.optim_step(&ADAM)?;
         Ok(started.elapsed())
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use patchwright_core::{SampleRequest, Sampler, SamplerError, TrainerError};
+use patchwright_core::{Completion, SampleRequest, Sampler, SamplerError, TrainerError};
 
 use super::shape;
 use crate::engine::{Engine, EngineOptions};
@@ -47,6 +47,45 @@ impl SampleRow {
         let count = count.parse().ok().filter(|n| (1..=4096).contains(n)).ok_or_else(wrong)?;
         Ok(Self { shape, count, precision, prompt: 32, new })
     }
+
+    /// The requests of a round, from 0: prompts of random tokens below `vocab_size`.
+    pub fn requests(&self, round: u64, vocab_size: u32) -> Vec<SampleRequest> {
+        let first = round * self.count as u64;
+        let request = |session: u64| {
+            let word = |i: usize| (session as u32).wrapping_mul(7919) ^ (i as u32 * 104_729);
+            SampleRequest {
+                session,
+                context: (0..self.prompt).map(|i| word(i) % vocab_size).collect(),
+                max_tokens: self.new,
+                seed: session,
+                ..SampleRequest::default()
+            }
+        };
+        (first..first + self.count as u64).map(request).collect()
+    }
+}
+
+/// Asks for all at once, each from a thread of its own, and then ends their sessions: the time until
+/// the last answer, and the answers in order.
+///
+/// # Errors
+/// As [`Sampler::sample`].
+pub fn draw_all(
+    sampler: &dyn Sampler,
+    requests: &[SampleRequest],
+) -> Result<(Duration, Vec<Completion>), SamplerError> {
+    let started = Instant::now();
+    let drawn: Result<Vec<_>, _> = std::thread::scope(|scope| {
+        let callers: Vec<_> =
+            requests.iter().map(|request| scope.spawn(|| sampler.sample(request))).collect();
+        let panicked = || Err(SamplerError::Engine("a caller panicked".to_owned()));
+        callers.into_iter().map(|caller| caller.join().unwrap_or_else(|_| panicked())).collect()
+    });
+    let elapsed = started.elapsed();
+    for request in requests {
+        sampler.end_session(request.session);
+    }
+    Ok((elapsed, drawn?))
 }
 
 /// Draws from prompts of random tokens, a round at a time.
@@ -85,37 +124,10 @@ impl SampleBench {
     /// # Errors
     /// As [`Sampler::sample`].
     pub fn round(&mut self) -> Result<(Duration, usize), SamplerError> {
-        let first = self.rounds * self.row.count as u64;
+        let requests = self.row.requests(self.rounds, self.vocab_size);
         self.rounds += 1;
-        let sessions = first..first + self.row.count as u64;
-        let ask = |session: u64| {
-            let word = |i: usize| (session as u32).wrapping_mul(7919) ^ (i as u32 * 104_729);
-            let request = SampleRequest {
-                session,
-                context: (0..self.row.prompt).map(|i| word(i) % self.vocab_size).collect(),
-                max_tokens: self.row.new,
-                seed: session,
-                ..SampleRequest::default()
-            };
-            self.sampler.sample(&request).map(|completion| completion.tokens.len())
-        };
-        let started = Instant::now();
-        let drawn = std::thread::scope(|scope| {
-            let ask = &ask;
-            let callers: Vec<_> =
-                sessions.clone().map(|session| scope.spawn(move || ask(session))).collect();
-            let join = |caller: std::thread::ScopedJoinHandle<Result<usize, SamplerError>>| {
-                caller
-                    .join()
-                    .unwrap_or_else(|_| Err(SamplerError::Engine("a caller panicked".to_owned())))
-            };
-            callers.into_iter().map(join).sum::<Result<usize, _>>()
-        });
-        let elapsed = started.elapsed();
-        for session in sessions {
-            self.sampler.end_session(session);
-        }
-        Ok((elapsed, drawn?))
+        let (elapsed, drawn) = draw_all(&*self.sampler, &requests)?;
+        Ok((elapsed, drawn.iter().map(|completion| completion.tokens.len()).sum()))
     }
 }
 

@@ -7,7 +7,7 @@ mod training;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use axum::extract::State as Shared;
@@ -23,7 +23,7 @@ use serde_json::json;
 
 use super::futures::{Begun, Futures, Outcome, Payload, Reply};
 use super::models::Model;
-use super::sampling::{Samplers, Source};
+use super::samplers::{Samplers, Source};
 use super::weights::Store;
 use super::{Backend, Learner, LoraSpec, TinkerOptions};
 use crate::error::ApiError;
@@ -56,16 +56,23 @@ struct Tables {
     samplers: HashMap<String, Source>,
 }
 
+/// The longest that what has expired stays.
+const SWEEP: Duration = Duration::from_secs(10);
+
 impl State {
     pub(super) fn new(
         backend: Arc<dyn Backend>,
         options: TinkerOptions,
         work: Work,
         metrics: Arc<Metrics>,
-    ) -> Self {
-        Self(Arc::new(Inner {
+    ) -> std::io::Result<Self> {
+        let state = Self(Arc::new(Inner {
             futures: Arc::new(Futures::new(options.max_futures, options.future_ttl)),
-            samplers: Arc::new(Samplers::new(Arc::clone(&backend), options.max_samplers)),
+            samplers: Arc::new(Samplers::new(
+                Arc::clone(&backend),
+                options.max_samplers,
+                options.max_sampler_bytes,
+            )),
             store: Arc::new(Store::new(
                 options.store.clone(),
                 options.max_snapshots,
@@ -78,7 +85,9 @@ impl State {
             options,
             work,
             metrics,
-        }))
+        }));
+        state.sweep()?;
+        Ok(state)
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
@@ -125,9 +134,21 @@ impl State {
             |model: &str| sessions.contains_key(model.split(":train:").next().unwrap_or_default());
         let gone = self.0.store.expire(is_open);
         drop(tables);
-        if !gone.is_empty() {
-            self.0.samplers.forget(&gone);
-        }
+        self.0.samplers.expire(&gone, ttl);
+    }
+
+    /// Forgets what has expired, now and then, until the server is gone: a server that nobody asks
+    /// anything should not hold the memory of those who left.
+    fn sweep(&self) -> std::io::Result<()> {
+        let state = Arc::downgrade(&self.0);
+        let pause = (self.0.options.session_ttl / 4).min(SWEEP);
+        let sweep = move || {
+            while let Some(state) = state.upgrade() {
+                State(state).expire();
+                std::thread::sleep(pause);
+            }
+        };
+        std::thread::Builder::new().name("tinker-sweep".to_owned()).spawn(sweep).map(drop)
     }
 
     /// A future for the request that `key` names, begun by `start` unless it was sent before.

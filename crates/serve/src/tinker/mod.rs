@@ -14,6 +14,7 @@ mod api;
 mod futures;
 mod loss;
 mod models;
+mod samplers;
 mod sampling;
 mod weights;
 
@@ -110,6 +111,8 @@ pub struct TinkerOptions {
     pub max_models: usize,
     /// Samplers of saved weights in memory; the one that was used longest ago makes room.
     pub max_samplers: usize,
+    /// Size of their weights' files from which on one makes room for the next; two stay anyhow.
+    pub max_sampler_bytes: u64,
     /// Futures that are not answered, or whose answers are kept.
     pub max_futures: usize,
     /// Sessions at once.
@@ -133,6 +136,7 @@ impl TinkerOptions {
             store,
             max_models: 8,
             max_samplers: 8,
+            max_sampler_bytes: 2 << 30,
             max_futures: 8192,
             max_sessions: 256,
             future_ttl: Duration::from_mins(10),
@@ -155,5 +159,5 @@ pub fn router(
     metrics: Arc<Metrics>,
 ) -> Result<Router, ServeError> {
     std::fs::create_dir_all(&options.store)?;
-    Ok(api::routes(api::State::new(backend, options, work, metrics)))
+    Ok(api::routes(api::State::new(backend, options, work, metrics)?))
 }

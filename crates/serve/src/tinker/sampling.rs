@@ -1,17 +1,13 @@
 //! Sampling sessions and `asample`.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use patchwright_core::{
-    Completion, FinishReason, SampleRequest, Sampler, SamplingParams, derive_seed,
-};
+use patchwright_core::{Completion, FinishReason, SampleRequest, SamplingParams, derive_seed};
 use patchwright_wire::json::{SampleRequest as Asked, Stop};
 use patchwright_wire::{SampleResponse, SampledSequence, StopReason};
 
-use super::Backend;
+use super::samplers::{Samplers, Source};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::text::ModelText;
@@ -22,72 +18,6 @@ const MAX_SAMPLES: u32 = 1024;
 
 /// Names of the engine's sessions: unique in the process, apart from those of other endpoints.
 static NUM_SESSIONS: AtomicU64 = AtomicU64::new(1 << 56);
-
-/// What is sampled from.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Source {
-    pub base: String,
-    /// The weights' directory; `None`: the base model's own.
-    pub dir: Option<PathBuf>,
-    /// As the client named it.
-    pub path: Option<String>,
-}
-
-/// Samplers in memory, made when they are first asked.
-pub(super) struct Samplers {
-    backend: Arc<dyn Backend>,
-    max: usize,
-    loaded: Mutex<Loaded>,
-}
-
-#[derive(Default)]
-struct Loaded {
-    by_source: BTreeMap<Source, Arc<dyn Sampler>>,
-    /// The one used last is at the end.
-    order: VecDeque<Source>,
-}
-
-impl Samplers {
-    pub(super) fn new(backend: Arc<dyn Backend>, max: usize) -> Self {
-        Self { backend, max: max.max(1), loaded: Mutex::default() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Loaded> {
-        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The sampler of a source. Blocks while it is loaded; others wait meanwhile, so that no
-    /// weights are loaded twice.
-    pub(super) fn get(&self, source: &Source) -> Result<Arc<dyn Sampler>, ApiError> {
-        let mut loaded = self.lock();
-        loaded.order.retain(|other| other != source);
-        if let Some(sampler) = loaded.by_source.get(source).cloned() {
-            loaded.order.push_back(source.clone());
-            return Ok(sampler);
-        }
-        while loaded.by_source.len() >= self.max {
-            let Some(oldest) = loaded.order.pop_front() else { break };
-            // Requests in flight hold theirs until they are done.
-            loaded.by_source.remove(&oldest);
-        }
-        let sampler = self.backend.sampler(&source.base, source.dir.as_deref())?;
-        loaded.by_source.insert(source.clone(), Arc::clone(&sampler));
-        loaded.order.push_back(source.clone());
-        Ok(sampler)
-    }
-
-    /// Lets go of weights whose directories are gone.
-    pub(super) fn forget(&self, dirs: &[PathBuf]) {
-        let is_gone = |source: &Source| source.dir.as_ref().is_some_and(|dir| dirs.contains(dir));
-        let mut loaded = self.lock();
-        loaded.order.retain(|source| !is_gone(source));
-        loaded.by_source.retain(|source, _| !is_gone(source));
-    }
-
-    pub(super) fn text(&self, base: &str) -> Option<Arc<ModelText>> {
-        self.backend.text(base)
-    }
-}
 
 /// A request for completions, understood.
 #[derive(Clone)]

@@ -288,7 +288,7 @@ fn entries(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Bytes of all files below a directory. A link counts as itself.
-fn num_bytes(dir: &Path) -> u64 {
+pub(super) fn num_bytes(dir: &Path) -> u64 {
     let size = |path: &PathBuf| match std::fs::symlink_metadata(path) {
         Ok(data) if data.is_dir() => num_bytes(path),
         Ok(data) => data.len(),

@@ -2,6 +2,7 @@
 loss, saving and loading, sampling. Asserts; prints the SDK's version and what it saw."""
 
 import math
+import os
 import sys
 
 import numpy as np
@@ -76,6 +77,7 @@ def main():
         import torch
     except ImportError:
         torch = None
+    assert torch is not None or "PATCHWRIGHT_TORCH" not in os.environ, "custom losses need torch"
     if torch is not None:
         def custom(data, logprobs):
             loss = sum((-x).mean() for x in logprobs)

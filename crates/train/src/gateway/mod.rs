@@ -398,16 +398,8 @@ impl TaskDesk {
             books.waiting.push_back(Job { num_failures: job.num_failures + 1, ..job });
         }
         drop(books);
-        self.observer.event(&RunEvent::RolloutFinished(RolloutFinished {
-            stage: STAGE.to_owned(),
-            iteration: 0,
-            instance_id: rollout.instance_id.clone(),
-            solved: rollout.solved,
-            status: rollout.status,
-            failure: rollout.failure,
-            num_turns: rollout.num_turns(),
-            num_sampled_tokens: rollout.num_sampled_tokens(),
-        }));
+        let told = RolloutFinished::of(STAGE, 0, rollout);
+        self.observer.event(&RunEvent::RolloutFinished(told));
         Ok(())
     }
 

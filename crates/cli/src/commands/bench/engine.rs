@@ -63,16 +63,9 @@ enum Wanted {
 
 /// Runs the bench.
 pub fn engine(args: &BenchEngineArgs) -> Result<ExitCode, CliError> {
-    let names: Vec<&str> = if args.rows.is_empty() {
-        ROWS.to_vec()
-    } else {
-        args.rows.iter().map(String::as_str).collect()
-    };
+    let names = super::chosen(&args.rows, &ROWS);
     let wanted = names.iter().map(|name| parse(name)).collect::<Result<Vec<_>, _>>()?;
-    let options = EngineOptions {
-        num_threads: args.threads.unwrap_or(EngineOptions::default().num_threads),
-        ..EngineOptions::default()
-    };
+    let options = super::engine_options(args.threads);
     output::note("peak of matrix products");
     let peak = |precision| round(gemm_peak_gflops(precision, options.num_threads, GEMM_ROUNDS));
     let gemm_peak_gflops = Peak { f32: peak(Precision::F32), bf16: peak(Precision::Bf16) };

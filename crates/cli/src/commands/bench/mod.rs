@@ -15,6 +15,7 @@ mod serve;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use patchwright_engine::EngineOptions;
 use serde::Serialize;
 
 use crate::args::{BenchSandboxArgs, Peer};
@@ -32,6 +33,17 @@ const NUM_AT_ONCE: usize = 32;
 /// Commands of an episode: what an agent does in a repository, shortened.
 const EPISODE: [&str; 5] =
     ["ls", "cat pkg/m0.py", "grep -rn return pkg", "sed -i s/x/y/ pkg/m1.py", "cat pkg/m1.py"];
+
+/// The rows that were asked for, or all.
+fn chosen<'a>(rows: &'a [String], all: &[&'a str]) -> Vec<&'a str> {
+    if rows.is_empty() { all.to_vec() } else { rows.iter().map(String::as_str).collect() }
+}
+
+/// Of an engine with so many threads; the machine's where none are named.
+fn engine_options(threads: Option<usize>) -> EngineOptions {
+    let default = EngineOptions::default();
+    EngineOptions { num_threads: threads.unwrap_or(default.num_threads), ..default }
+}
 
 /// p50 and p99 in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]

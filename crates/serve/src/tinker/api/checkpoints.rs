@@ -1,5 +1,7 @@
 //! Checkpoints as the SDK's REST client lists and deletes them.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::{Path, State as Shared};
 use axum::http::StatusCode;
@@ -45,7 +47,7 @@ pub(super) async fn delete(
     let delete = move |_: &Gone| {
         let dir = shared.0.store.delete(&format!("tinker://{id}/{checkpoint}"))?;
         // Other weights may come under the same name.
-        shared.0.samplers.forget(&[dir]);
+        shared.0.samplers.expire(&[dir], Duration::MAX);
         Ok(StatusCode::NO_CONTENT)
     };
     state.0.work.run(delete).await

@@ -9,7 +9,8 @@ use patchwright_wire::json::{self, kinds};
 use serde_json::{Value, json};
 
 use super::super::futures::Payload;
-use super::super::sampling::{Plan, Source};
+use super::super::samplers::Source;
+use super::super::sampling::Plan;
 use super::{Answer, State, read, unique};
 use crate::error::ApiError;
 

@@ -16,7 +16,7 @@ use super::super::LoraSpec;
 use super::super::futures::Payload;
 use super::super::loss::{self, Batch};
 use super::super::models::Model;
-use super::super::sampling::Source;
+use super::super::samplers::Source;
 use super::super::weights::{Origin, Purpose};
 use super::{Answer, State, read, start_model, to_json};
 use crate::error::ApiError;

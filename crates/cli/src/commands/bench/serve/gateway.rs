@@ -84,14 +84,14 @@ impl Rig {
         let waiting: Arc<dyn Sampler> = Arc::new(WaitingEngine { reply, wait });
         let served = openai::Served::new(waiting, Arc::clone(&text));
         let models = BTreeMap::from([(MODEL.to_owned(), served)]);
-        let engine = host(|work, metrics| openai::router(models, work, metrics))?;
+        let engine = host(|work, metrics| Ok(openai::router(models, work, metrics)))?;
         let options = SamplerOptions::new(vec![format!("http://{}", engine.address())]);
         let sampler = RemoteSampler::connect(Dialect::VllmCompletions, options);
         let sampler: Arc<dyn Sampler> = Arc::new(sampler.map_err(CliError::failed)?);
         let mut made = None;
         let front = host(|work, metrics| {
             let gateway = made.insert(Gateway::new(work, metrics));
-            gateway.router()
+            Ok(gateway.router())
         })?;
         let gateway = made.ok_or_else(|| CliError::failed("the gateway was not made"))?;
         Ok(Self { text, engine, sampler, gateway, front })

@@ -7,7 +7,6 @@ mod wire;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use patchwright_engine::EngineOptions;
 use patchwright_engine::bench::{SampleRow, TrainRow};
 use patchwright_serve::{Guard, Metrics, Router, Server, ServerLimits, Work};
 use serde::Serialize;
@@ -40,16 +39,9 @@ struct Bench {
 
 /// Runs the bench.
 pub fn run(args: &BenchServeArgs) -> Result<ExitCode, CliError> {
-    let names: Vec<&str> = if args.rows.is_empty() {
-        ROWS.to_vec()
-    } else {
-        args.rows.iter().map(String::as_str).collect()
-    };
+    let names = super::chosen(&args.rows, &ROWS);
     let wanted = names.iter().map(|name| parse(name)).collect::<Result<Vec<_>, _>>()?;
-    let options = EngineOptions {
-        num_threads: args.threads.unwrap_or(EngineOptions::default().num_threads),
-        ..EngineOptions::default()
-    };
+    let options = super::engine_options(args.threads);
     let mut bench = Bench::default();
     for (name, wanted) in names.iter().zip(wanted) {
         output::note(name);
@@ -83,9 +75,11 @@ fn parse(name: &str) -> Result<Wanted, CliError> {
 }
 
 /// Routes, served on a free port of the loopback as `patchwright serve` would.
-fn host(make: impl FnOnce(Work, Arc<Metrics>) -> Router) -> Result<Server, CliError> {
+fn host(
+    make: impl FnOnce(Work, Arc<Metrics>) -> Result<Router, CliError>,
+) -> Result<Server, CliError> {
     let (limits, metrics) = (ServerLimits::default(), Arc::new(Metrics::default()));
-    let routes = make(Work::new(limits.max_samples), Arc::clone(&metrics));
+    let routes = make(Work::new(limits.max_samples), Arc::clone(&metrics))?;
     let router = Guard::new(None, limits, metrics).protect(routes);
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     Server::start(address, None, limits, router).map_err(CliError::failed)

@@ -6,14 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use patchwright_core::{
-    AdamParams, Completion, ForwardBackward, Objective, SampleRequest, Sampler, TokenLoss, Trainer,
-    TrainingSample,
-};
-use patchwright_engine::bench::{SampleRow, TrainRow, shape};
+use patchwright_core::{ForwardBackward, Sampler, Trainer};
+use patchwright_engine::bench::{ADAM, CrossEntropy, SampleRow, TrainRow, draw_all, shape};
 use patchwright_engine::{Engine, EngineOptions, ExportOptions};
 use patchwright_remote::tinker::{self, Reduction, TinkerTrainer};
-use patchwright_serve::{ModelText, Router, Server};
+use patchwright_serve::{ModelText, Server};
 use patchwright_train::world::find_checkpoint;
 use serde::Serialize;
 use tempfile::TempDir;
@@ -85,18 +82,11 @@ impl Served {
             tell: |said| output::note(said),
         };
         let place = patchwright_serve::tinker::TinkerOptions::new(store.path().to_owned());
-        let mut failed = None;
         let server = host(|work, metrics| {
-            let router = patchwright_serve::tinker::router(Arc::new(backend), place, work, metrics);
-            router.unwrap_or_else(|error| {
-                failed = Some(error);
-                Router::new()
-            })
+            patchwright_serve::tinker::router(Arc::new(backend), place, work, metrics)
+                .map_err(CliError::failed)
         })?;
-        match failed {
-            Some(error) => Err(CliError::failed(error)),
-            None => Ok(Self { server, _store: store }),
-        }
+        Ok(Self { server, _store: store })
     }
 
     /// A model at the server, all of whose weights are trained, and a sampler of it.
@@ -118,16 +108,6 @@ fn base_text() -> Result<(PathBuf, Arc<ModelText>), CliError> {
     Ok((dir, Arc::new(text)))
 }
 
-/// Cross-entropy by weights, as the server has it.
-struct CrossEntropy;
-
-impl Objective for CrossEntropy {
-    fn token_loss(&self, sample: &TrainingSample, t: usize, trainer_logprob: f32) -> TokenLoss {
-        let weight = sample.loss_mask[t];
-        TokenLoss { loss: -weight * trainer_logprob, d_logprob: -weight, clipped: false }
-    }
-}
-
 /// Training steps: forward, backward, optimizer.
 pub fn train(
     name: &str,
@@ -144,25 +124,17 @@ pub fn train(
     let (_, text) = base_text()?;
     let served = Served::start(&dir, &options, &text)?;
     let (mut remote, _) = served.open()?;
-    let samples = batch(row);
-    let adam = AdamParams {
-        lr: 1e-3,
-        beta1: 0.9,
-        beta2: 0.99,
-        eps: 1e-8,
-        weight_decay: 0.1,
-        grad_clip: 1.0,
-    };
+    let samples = row.batch();
     let mut own_step = || {
         let start = Instant::now();
         let done = engine.trainer.forward_backward(&samples, &CrossEntropy);
-        let done = done.and_then(|done| engine.trainer.optim_step(&adam).map(|_| done));
+        let done = done.and_then(|done| engine.trainer.optim_step(&ADAM).map(|_| done));
         done.map(|done| (start.elapsed(), done)).map_err(CliError::failed)
     };
     let mut wire_step = || {
         let start = Instant::now();
         let done = remote.cross_entropy(&samples);
-        let done = done.and_then(|done| remote.optim_step(&adam).map(|_| done));
+        let done = done.and_then(|done| remote.optim_step(&ADAM).map(|_| done));
         done.map(|done| (start.elapsed(), done)).map_err(CliError::failed)
     };
     let (mut pairs, mut largest) = (Pairs::default(), 0.0f32);
@@ -180,16 +152,6 @@ pub fn train(
         }
     }
     Ok(pairs.figures(name, row.tokens(), largest))
-}
-
-fn batch(row: &TrainRow) -> Vec<TrainingSample> {
-    let (vocab, weight) = (row.config.vocab_size, 1.0 / row.tokens() as f32);
-    let token =
-        |i: usize, t: usize| ((i * 7919 + 1) * (t * 104_729 + 17) % 1_000_003 % vocab) as u32;
-    let sequence = |i: usize| (0..row.length).map(|t| token(i, t)).collect();
-    (0..row.count)
-        .map(|i| TrainingSample::supervised(sequence(i), vec![weight; row.length]))
-        .collect()
 }
 
 fn difference(own: &ForwardBackward, wire: &ForwardBackward) -> f32 {
@@ -222,12 +184,13 @@ pub fn sample(
     let (_remote, wire) = served.open()?;
     let (mut pairs, mut largest) = (Pairs::default(), 0.0f32);
     for number in 0..=rounds {
-        let requests = requests(row, number, vocab);
+        let requests = row.requests(number as u64, vocab as u32);
+        let round = |sampler: &dyn Sampler| draw_all(sampler, &requests).map_err(CliError::failed);
         let ((own_time, drawn), (wire_time, told)) = if number % 2 == 0 {
-            (round(&*own, &requests)?, round(&*wire, &requests)?)
+            (round(&*own)?, round(&*wire)?)
         } else {
-            let wire = round(&*wire, &requests)?;
-            (round(&*own, &requests)?, wire)
+            let wire = round(&*wire)?;
+            (round(&*own)?, wire)
         };
         for (drawn, told) in drawn.iter().zip(&told) {
             if drawn.tokens != told.tokens {
@@ -241,40 +204,4 @@ pub fn sample(
         }
     }
     Ok(pairs.figures(name, row.count * row.new, largest))
-}
-
-fn requests(row: &SampleRow, round: usize, vocab: usize) -> Vec<SampleRequest> {
-    let first = round * row.count;
-    let word =
-        |n: usize, i: usize| ((n * 7919 + 3) * (i * 104_729 + 29) % 1_000_003 % vocab) as u32;
-    let request = |n: usize| SampleRequest {
-        session: n as u64,
-        context: (0..row.prompt).map(|i| word(n, i)).collect(),
-        max_tokens: row.new,
-        seed: n as u64,
-        ..SampleRequest::default()
-    };
-    (first..first + row.count).map(request).collect()
-}
-
-/// All requests at once, each from a thread of its own.
-fn round(
-    sampler: &dyn Sampler,
-    requests: &[SampleRequest],
-) -> Result<(Duration, Vec<Completion>), CliError> {
-    let start = Instant::now();
-    let drawn: Result<Vec<Completion>, CliError> = std::thread::scope(|scope| {
-        let callers: Vec<_> =
-            requests.iter().map(|request| scope.spawn(|| sampler.sample(request))).collect();
-        let joined = callers.into_iter().map(|caller| match caller.join() {
-            Ok(drawn) => drawn.map_err(CliError::failed),
-            Err(_) => Err(CliError::failed("a thread of the bench panicked")),
-        });
-        joined.collect()
-    });
-    let elapsed = start.elapsed();
-    for request in requests {
-        sampler.end_session(request.session);
-    }
-    Ok((elapsed, drawn?))
 }
