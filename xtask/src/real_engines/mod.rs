@@ -21,6 +21,9 @@ pub struct Context {
     pub cache: PathBuf,
     /// Name and value, a line each: tests append to it (`PATCHWRIGHT_FIGURES`).
     pub figures: PathBuf,
+    /// The suite that runs, and since when.
+    suite: &'static str,
+    start: Instant,
 }
 
 /// An engine's installation, servers and tests.
@@ -43,7 +46,7 @@ pub fn run(names: &[String]) -> Result<(), String> {
     let cache = root.join("target/real-engines");
     std::fs::create_dir_all(&cache).map_err(|error| format!("{}: {error}", cache.display()))?;
     let figures = cache.join("figures.tsv");
-    let context = Context { root, cache, figures };
+    let mut context = Context { root, cache, figures, suite: "", start: Instant::now() };
     let mut report = String::from("# Real engines\n");
     println!("caches and logs: {}", context.cache.display());
     let mut failures = Vec::new();
@@ -52,11 +55,11 @@ pub fn run(names: &[String]) -> Result<(), String> {
             continue;
         }
         std::fs::write(&context.figures, "").map_err(|error| error.to_string())?;
-        let start = Instant::now();
+        (context.suite, context.start) = (name, Instant::now());
         let result = suite(&context);
         let verdict =
             result.as_ref().map_or_else(|error| format!("FAILED: {error}"), |()| "passed".into());
-        let seconds = start.elapsed().as_secs();
+        let seconds = context.start.elapsed().as_secs();
         let _ = write!(report, "\n## {name}: {verdict} ({seconds} s)\n\n| | |\n|---|---|\n");
         let figures = std::fs::read_to_string(&context.figures).unwrap_or_default();
         for (figure, value) in figures.lines().filter_map(|line| line.split_once('\t')) {
@@ -71,6 +74,24 @@ pub fn run(names: &[String]) -> Result<(), String> {
 }
 
 impl Context {
+    /// Says what comes next, and how long the suite has been running.
+    pub fn stage(&self, what: &str) {
+        eprintln!("\n== {}, {} s: {what}", self.suite, self.start.elapsed().as_secs());
+    }
+
+    /// Runs a part of the suite that is announced, and writes its seconds down.
+    pub fn timed<T>(
+        &self,
+        what: &str,
+        part: impl FnOnce() -> Result<T, String>,
+    ) -> Result<T, String> {
+        self.stage(what);
+        let start = Instant::now();
+        let done = part().map_err(|error| format!("{what}: {error}"))?;
+        self.figure(&format!("seconds: {what}"), &start.elapsed().as_secs().to_string())?;
+        Ok(done)
+    }
+
     /// Writes a figure down.
     pub fn figure(&self, name: &str, value: &str) -> Result<(), String> {
         let mut file = std::fs::OpenOptions::new()

@@ -16,31 +16,45 @@ const STARTUP: Duration = Duration::from_mins(5);
 
 pub(super) fn run(context: &Context) -> Result<(), String> {
     let dir = context.cache.join("skyrl");
-    let python = install(&dir)?;
+    let python = context.timed("install", || install(&dir))?;
     context.figure("skyrl", VERSION)?;
     let model = model(context, &dir, &python)?;
     let policy = policy(context, &dir, &python)?;
-    for num_processes in [1, 2] {
+    // Two processes share the model either way: each layer's rows, or its heads.
+    for (num_processes, rows, heads) in [(1, Axis::Rows, Axis::Rows), (2, Axis::Rows, Axis::Heads)]
+    {
+        let installed = Installed { dir: &dir, python: &python, num_processes };
         context.figure("processes", &num_processes.to_string())?;
-        agreement(context, &dir, &python, &model, num_processes)?;
-        let place = new_place(&dir, &format!("recipe-{num_processes}"))?;
-        let (_servers, url) = serve(&dir, &python, &policy, &place, num_processes)?;
-        let name = format!("tinker-{num_processes}");
-        recipe::train(context, &name, &settings(&url, &policy))?;
+        let what = format!("agreement, processes: {num_processes}");
+        context.timed(&what, || agreement(context, &installed, &model, rows))?;
+        let what = format!("recipe, processes: {num_processes}");
+        context.timed(&what, || {
+            let place = new_place(&dir, &format!("recipe-{num_processes}"))?;
+            let (_servers, url) = installed.serve(context, &policy, &place, heads)?;
+            recipe::train(context, &format!("tinker-{num_processes}"), &settings(&url, &policy))
+        })?;
     }
     Ok(())
+}
+
+/// What processes share out among them.
+#[derive(Debug, Clone, Copy)]
+enum Axis {
+    /// Weights, gathered before use; sequences.
+    Rows,
+    /// Heads and hidden units. Fewer exchanges a token than rows, so it samples twice as fast.
+    Heads,
 }
 
 /// The tests of `crates/remote/tests/skyrl.rs`.
 fn agreement(
     context: &Context,
-    dir: &Path,
-    python: &Path,
+    installed: &Installed,
     model: &Path,
-    num_processes: usize,
+    axis: Axis,
 ) -> Result<(), String> {
-    let place = new_place(dir, &format!("run-{num_processes}"))?;
-    let (_servers, url) = serve(dir, python, model, &place, num_processes)?;
+    let place = new_place(installed.dir, &format!("run-{}", installed.num_processes))?;
+    let (_servers, url) = installed.serve(context, model, &place, axis)?;
     let checkpoints = place.join("checkpoints");
     let test = ["-p", "patchwright-remote", "--test", "skyrl", "--", "--nocapture"];
     context.tests(
@@ -64,16 +78,33 @@ fn new_place(dir: &Path, name: &str) -> Result<PathBuf, String> {
     Ok(place)
 }
 
+/// What keeps the recipe short at a server that compiles anew for every length and decodes as long as
+/// a turn may be: short turns, few of them, and many rollouts at a time.
+const QUICK: [&str; 13] = [
+    "rft.num_tasks=8",
+    "rft.max_turns=4",
+    "rl.0.problems_per_iteration=4",
+    "rl.0.max_turns=4",
+    "rl.0.length_threshold=3",
+    "rl.1.problems_per_iteration=4",
+    "rl.1.max_turns=4",
+    "rl.1.length_threshold=3",
+    "eval.max_turns=4",
+    "agent.max_tokens_per_turn=32",
+    "infrastructure.num_workers=32",
+    "trainer=tinker",
+    "tinker.lora_rank=8",
+];
+
 /// The recipe with its weights at the server, which clips no gradients.
 fn settings(url: &str, policy: &Path) -> Vec<String> {
     let policy = policy.display();
-    let mut settings = vec![
-        "trainer=tinker".to_owned(),
+    let mut settings: Vec<String> = QUICK.map(str::to_owned).to_vec();
+    settings.extend([
         format!("tinker.url={url}"),
         format!("tinker.base_model={policy}"),
-        "tinker.lora_rank=8".to_owned(),
         format!("engine.checkpoint={policy}"),
-    ];
+    ]);
     settings.extend(["rft", "rl.0", "rl.1"].map(|stage| format!("{stage}.grad_clip=0")));
     settings
 }
@@ -179,55 +210,94 @@ fn policy(context: &Context, dir: &Path, python: &Path) -> Result<PathBuf, Strin
     Ok(to)
 }
 
-/// A server of one or more processes; its URL.
-fn serve(
-    dir: &Path,
-    python: &Path,
-    model: &Path,
-    place: &Path,
+/// What a server is started with.
+struct Installed<'a> {
+    dir: &'a Path,
+    python: &'a Path,
     num_processes: usize,
-) -> Result<(Vec<Server>, String), String> {
-    let path = std::env::var("PATH").unwrap_or_default();
-    let path = format!("{}:{path}", dir.join("bin").display());
-    let envs = [("PATH", path.as_str()), ("JAX_PLATFORMS", "cpu"), ("HF_HUB_OFFLINE", "1")];
-    let coordinator = format!("127.0.0.1:{}", free_port()?);
-    let mut distributed = String::new();
-    let mut servers = Vec::new();
-    if num_processes > 1 {
-        distributed = format!(
-            ", \"fully_sharded_data_parallel_size\": {num_processes}, \"num_processes\": \
-             {num_processes}, \"coordinator_address\": \"{coordinator}\""
-        );
+}
+
+/// Adapters that fit, the base model's included. A pass costs as much as all of them; the recipe makes
+/// eight (for its probes, for itself, and for each load), and on two processes none may be unloaded.
+const MAX_ADAPTERS: usize = 10;
+/// Sequences that are sampled together; smaller batches are filled up.
+const MAX_SEQUENCES: usize = 8;
+
+impl Installed<'_> {
+    /// Starts a server; its processes, and its URL.
+    fn serve(
+        &self,
+        context: &Context,
+        model: &Path,
+        place: &Path,
+        axis: Axis,
+    ) -> Result<(Vec<Server>, String), String> {
+        let path = std::env::var("PATH").unwrap_or_default();
+        let path = format!("{}:{path}", self.dir.join("bin").display());
+        let compiled = self.dir.join("compiled").display().to_string();
+        let envs = [
+            ("PATH", path.as_str()),
+            ("JAX_PLATFORMS", "cpu"),
+            ("HF_HUB_OFFLINE", "1"),
+            // The next run finds what this one compiled.
+            ("JAX_COMPILATION_CACHE_DIR", &compiled),
+            ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0"),
+            ("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1"),
+        ];
+        let num_processes = self.num_processes;
+        let coordinator = format!("127.0.0.1:{}", free_port()?);
+        let mut servers = Vec::new();
+        for process in 1..num_processes {
+            let mut worker = Command::new("nice");
+            worker.args(["-n", "5"]).arg(self.python).args(["-m", "skyrl.backends.jax"]);
+            worker.args(["--coordinator-address", &coordinator]);
+            worker.args(["--num-processes", &num_processes.to_string()]);
+            worker.args(["--process-id", &process.to_string()]).envs(envs);
+            servers.push(Server::start(&mut worker, &place.join(format!("worker-{process}.log")))?);
+        }
+        let port = free_port()?;
+        let mut server = Command::new("nice");
+        server
+            .args(["-n", "5", "bash"])
+            .arg(self.dir.join("bin/uv"))
+            .args(["run", "--", "python", "-m", "skyrl.tinker.api", "--backend", "jax"])
+            .args(["--backend-config", &backend_config(num_processes, axis, &coordinator)])
+            .args(["--host", "127.0.0.1", "--port", &port.to_string(), "--base-model"])
+            .arg(model)
+            .arg("--checkpoints-base")
+            .arg(place.join("checkpoints"))
+            .args(["--database-url", &format!("sqlite:///{}", place.join("tinker.db").display())])
+            // A session that a run left is not unloaded under the next one (see MAX_ADAPTERS).
+            .args(["--session-timeout-sec", "86400"])
+            .current_dir(place)
+            .envs(envs);
+        let mut server = Server::start(&mut server, &place.join("server.log"))?;
+        server.wait_for(port, STARTUP)?;
+        context.stage("the server listens");
+        // The worker ends with its coordinator, which goes first.
+        servers.insert(0, server);
+        Ok((servers, format!("http://127.0.0.1:{port}")))
     }
-    for process in 1..num_processes {
-        let mut worker = Command::new("nice");
-        worker.args(["-n", "10"]).arg(python).args(["-m", "skyrl.backends.jax"]);
-        worker.args(["--coordinator-address", &coordinator]);
-        worker.args(["--num-processes", &num_processes.to_string()]);
-        worker.args(["--process-id", &process.to_string()]).envs(envs);
-        servers.push(Server::start(&mut worker, &place.join(format!("worker-{process}.log")))?);
-    }
-    let port = free_port()?;
-    let backend = format!(
-        "{{\"max_lora_adapters\": 32, \"max_lora_rank\": 8, \"train_micro_batch_size\": 8, \
-         \"sample_max_num_sequences\": 16{distributed}}}"
-    );
-    let mut server = Command::new("nice");
-    server
-        .args(["-n", "10", "bash"])
-        .arg(dir.join("bin/uv"))
-        .args(["run", "--", "python", "-m", "skyrl.tinker.api", "--backend", "jax"])
-        .args(["--backend-config", &backend, "--host", "127.0.0.1"])
-        .args(["--port", &port.to_string(), "--base-model"])
-        .arg(model)
-        .arg("--checkpoints-base")
-        .arg(place.join("checkpoints"))
-        .args(["--database-url", &format!("sqlite:///{}", place.join("tinker.db").display())])
-        .current_dir(place)
-        .envs(envs);
-    let mut server = Server::start(&mut server, &place.join("server.log"))?;
-    server.wait_for(port, STARTUP)?;
-    // The worker ends with its coordinator, which goes first.
-    servers.insert(0, server);
-    Ok((servers, format!("http://127.0.0.1:{port}")))
+}
+
+/// The server's settings. A micro-batch has one sequence a process, so that every length is compiled
+/// for one number of sequences only.
+fn backend_config(num_processes: usize, axis: Axis, coordinator: &str) -> String {
+    let axis = match axis {
+        Axis::Rows => "fully_sharded_data_parallel_size",
+        Axis::Heads => "tensor_parallel_size",
+    };
+    let distributed = if num_processes > 1 {
+        format!(
+            ", \"{axis}\": {num_processes}, \"num_processes\": {num_processes}, \
+             \"coordinator_address\": \"{coordinator}\""
+        )
+    } else {
+        String::new()
+    };
+    format!(
+        "{{\"max_lora_adapters\": {MAX_ADAPTERS}, \"max_lora_rank\": 8, \
+         \"train_micro_batch_size\": {num_processes}, \
+         \"sample_max_num_sequences\": {MAX_SEQUENCES}{distributed}}}"
+    )
 }
