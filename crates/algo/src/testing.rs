@@ -35,6 +35,7 @@ pub fn rollout(
     Rollout {
         instance_id: "a__b-1".into(),
         sibling: 0,
+        attempt: 0,
         policy_version: PolicyVersion(0),
         status,
         failure: None,

@@ -170,6 +170,10 @@ pub struct Rollout {
     pub instance_id: String,
     /// Which of the `group_size` siblings, from 0.
     pub sibling: u32,
+    /// Which attempt at it, from 0, of those that are kept: the gateway keeps what infrastructure
+    /// or agent failed beside what came of giving it away again. The last one counts.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub attempt: u32,
     /// The weights that started it.
     pub policy_version: PolicyVersion,
     /// How it ended.
@@ -190,6 +194,11 @@ pub struct Rollout {
     /// there as prompt. Our own agent has none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub branches: Vec<Trajectory>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_first(attempt: &u32) -> bool {
+    *attempt == 0
 }
 
 impl Rollout {

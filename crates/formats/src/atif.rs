@@ -22,10 +22,32 @@ pub const SCHEMA_VERSION: &str = "ATIF-v1.7";
 /// Name of the tool that commands are calls of.
 pub const TOOL: &str = "command";
 
-/// A rollout as a document. `token_ids`: whether each step has the ids of its whole prompt too,
-/// which makes a document's size grow with the square of its turns.
+/// A rollout as a document, its branches embedded in `subagent_trajectories`. `prompt_ids`: whether
+/// each step has the ids of its whole prompt too, which makes a document's size grow with the
+/// square of its turns.
 pub fn document(rollout: &Rollout, origin: &Origin, prompt_ids: bool) -> Value {
-    let trajectory = &rollout.trajectory;
+    let stem = file_stem(rollout);
+    let mut document = one(&rollout.trajectory, &stem, origin, prompt_ids);
+    document["session_id"] = stem.clone().into();
+    document["extra"] = extra(rollout);
+    let branches: Vec<Value> = rollout
+        .branches
+        .iter()
+        .enumerate()
+        .map(|(index, branch)| {
+            let number = index + 1;
+            let mut embedded = one(branch, &format!("{stem}.b{number}"), origin, prompt_ids);
+            embedded["extra"] = json!({"branch": number});
+            embedded
+        })
+        .collect();
+    if !branches.is_empty() {
+        document["subagent_trajectories"] = branches.into();
+    }
+    document
+}
+
+fn one(trajectory: &Trajectory, name: &str, origin: &Origin, prompt_ids: bool) -> Value {
     let mut steps = Vec::new();
     for message in &trajectory.messages {
         let mut step = json!({
@@ -34,7 +56,8 @@ pub fn document(rollout: &Rollout, origin: &Origin, prompt_ids: bool) -> Value {
             "message": message.content,
         });
         if message.role == Role::Assistant {
-            // A solved example of the prompt: not of this trajectory, and not to be trained on.
+            // A solved example of the prompt, or what another branch said: not of this trajectory,
+            // and not to be trained on.
             step["is_copied_context"] = true.into();
         }
         steps.push(step);
@@ -51,8 +74,7 @@ pub fn document(rollout: &Rollout, origin: &Origin, prompt_ids: bool) -> Value {
     let num_steps = steps.len();
     json!({
         "schema_version": SCHEMA_VERSION,
-        "session_id": file_stem(rollout),
-        "trajectory_id": file_stem(rollout),
+        "trajectory_id": name,
         "agent": {
             "name": origin.agent_name,
             "version": origin.agent_version,
@@ -64,7 +86,6 @@ pub fn document(rollout: &Rollout, origin: &Origin, prompt_ids: bool) -> Value {
             "total_completion_tokens": sums.1,
             "total_steps": num_steps,
         },
-        "extra": extra(rollout),
     })
 }
 
@@ -81,6 +102,7 @@ fn extra(rollout: &Rollout) -> Value {
     json!({
         "instance_id": rollout.instance_id,
         "sibling": rollout.sibling,
+        "attempt": rollout.attempt,
         "policy_version": rollout.policy_version,
         "status": rollout.status,
         "failure": rollout.failure,
@@ -140,6 +162,14 @@ struct Document {
     steps: Vec<Step>,
     #[serde(default)]
     extra: Option<Map<String, Value>>,
+    #[serde(default)]
+    subagent_trajectories: Option<Vec<Embedded>>,
+}
+
+/// What is read of an embedded trajectory.
+#[derive(Deserialize)]
+struct Embedded {
+    steps: Vec<Step>,
 }
 
 #[derive(Deserialize)]
@@ -223,9 +253,9 @@ pub fn read(path: &Path) -> Result<Rollout, FormatError> {
     rollout(document).map_err(|reason| FormatError::malformed(place, reason))
 }
 
-fn rollout(document: Document) -> Result<Rollout, String> {
+fn trajectory(steps: &[Step]) -> Result<Trajectory, String> {
     let mut trajectory = Trajectory::default();
-    for (index, step) in document.steps.iter().enumerate() {
+    for (index, step) in steps.iter().enumerate() {
         let copied = step.is_copied_context == Some(true);
         match step.source.as_str() {
             "agent" if copied => said(&mut trajectory, Role::Assistant, step.message.text()),
@@ -244,6 +274,17 @@ fn rollout(document: Document) -> Result<Rollout, String> {
             other => return Err(format!("step {}: source {other:?}", index + 1)),
         }
     }
+    Ok(trajectory)
+}
+
+fn rollout(document: Document) -> Result<Rollout, String> {
+    let trajectory = trajectory(&document.steps)?;
+    let embedded = document.subagent_trajectories.unwrap_or_default();
+    let branch = |(index, embedded): (usize, &Embedded)| {
+        let place = |error| format!("subagent_trajectories[{index}], {error}");
+        self::trajectory(&embedded.steps).map_err(place)
+    };
+    let branches = embedded.iter().enumerate().map(branch).collect::<Result<_, _>>()?;
     let extra = document.extra.unwrap_or_default();
     let own = |key: &str| extra.get(key).cloned().unwrap_or_default();
     let instance_id = match own("instance_id") {
@@ -260,6 +301,7 @@ fn rollout(document: Document) -> Result<Rollout, String> {
     Ok(Rollout {
         instance_id: instance_id.ok_or("it names no instance, session or trajectory")?,
         sibling: serde_json::from_value(own("sibling")).unwrap_or(0),
+        attempt: serde_json::from_value(own("attempt")).unwrap_or(0),
         policy_version: serde_json::from_value(own("policy_version"))
             .unwrap_or(PolicyVersion::default()),
         status,
@@ -268,7 +310,7 @@ fn rollout(document: Document) -> Result<Rollout, String> {
         solved: serde_json::from_value(own("solved")).unwrap_or(None),
         patch: own("patch").as_str().unwrap_or_default().to_owned(),
         trajectory,
-        branches: Vec::new(),
+        branches,
     })
 }
 
@@ -328,7 +370,7 @@ mod tests {
     use serde_json::json;
 
     use super::{document, read};
-    use crate::testing::{origin, rollouts};
+    use crate::testing::{foreign, origin, rollouts};
 
     fn read_value(value: &serde_json::Value) -> Result<patchwright_core::Rollout, String> {
         let dir = tempfile::tempdir().unwrap();
@@ -340,13 +382,15 @@ mod tests {
     /// All but the tokens comes back.
     #[test]
     fn a_round_trip_keeps_the_text() {
-        for rollout in rollouts() {
+        for rollout in rollouts().into_iter().chain(foreign()) {
             let mut expected = rollout.clone();
-            let trajectory = &mut expected.trajectory;
-            (trajectory.tokens, trajectory.sampler_logprobs) = (vec![], vec![]);
-            (trajectory.num_prompt_tokens, trajectory.prompt) = (0, String::new());
-            for turn in &mut trajectory.turns {
-                turn.sampled = TokenSpan { start: 0, end: 0 };
+            let branches = expected.branches.iter_mut();
+            for trajectory in std::iter::once(&mut expected.trajectory).chain(branches) {
+                (trajectory.tokens, trajectory.sampler_logprobs) = (vec![], vec![]);
+                (trajectory.num_prompt_tokens, trajectory.prompt) = (0, String::new());
+                for turn in &mut trajectory.turns {
+                    turn.sampled = TokenSpan { start: 0, end: 0 };
+                }
             }
             let read = read_value(&document(&rollout, &origin(), false)).unwrap();
             assert_eq!(read, expected);

@@ -1,28 +1,37 @@
-//! Chat messages, a rollout a line, for supervised fine-tuning.
+//! Chat messages, a conversation a line, for supervised fine-tuning.
 //!
 //! `{"messages": [{"role", "content", "weight"?}, …], "instance_id", …}`: the form that trainers of
 //! chat models take. `weight` on assistant messages is that of `OpenAI`'s fine-tuning files: 1
 //! is learned from, 0 is not. Turns that caused formatting errors have 0, and so have the solved
 //! examples of a prompt, as in the reference's RFT.
+//!
+//! A branch of a foreign agent's episode is a conversation of its own; what it has in common with
+//! another is its prompt, whose assistant messages have weight 0, so that each turn is learned
+//! from once. A rollout in which nothing was said has no line. What the agent was answered by tools
+//! is a user's message; the tools that its requests offered are not known.
 
 use std::io::Write;
 
-use patchwright_core::{Message, Role, Rollout, TurnOutcome};
+use patchwright_core::{Message, Role, Rollout, Trajectory, TurnOutcome};
 use serde_json::{Value, json};
 
-use crate::FormatError;
+use crate::{FormatError, Written};
 
-/// A rollout as one record.
+/// A rollout's conversations: the main one, then those of its branches; none where nothing was said.
 ///
 /// # Errors
-/// [`FormatError::Lacking`] when the prompt's messages are not known.
-pub fn record(rollout: &Rollout) -> Result<Value, FormatError> {
-    let trajectory = &rollout.trajectory;
+/// [`FormatError::Lacking`] when the messages of a prompt are not known.
+pub fn records(rollout: &Rollout) -> Result<Vec<Value>, FormatError> {
+    let said = rollout.trajectories().enumerate().filter(|(_, t)| !t.turns.is_empty());
+    said.map(|(branch, trajectory)| record(rollout, branch, trajectory)).collect()
+}
+
+fn record(rollout: &Rollout, branch: usize, trajectory: &Trajectory) -> Result<Value, FormatError> {
     if trajectory.messages.is_empty() {
         return Err(FormatError::Lacking {
             rollout: rollout.instance_id.clone(),
-            reason: "the messages of its prompt are not known (the infrastructure failed before \
-                     there was one, or it was read from a format without them)"
+            reason: "the messages of its prompt are not known (it was read from a format without \
+                     them, or its agent asked at /v1/completions); --format parquet takes it"
                 .to_owned(),
         });
     }
@@ -44,7 +53,9 @@ pub fn record(rollout: &Rollout) -> Result<Value, FormatError> {
         "messages": messages,
         "instance_id": rollout.instance_id,
         "sibling": rollout.sibling,
+        "attempt": rollout.attempt,
         "policy_version": rollout.policy_version,
+        "branch": branch,
         "solved": rollout.solved,
     }))
 }
@@ -57,33 +68,39 @@ fn prompt_message(message: &Message) -> Value {
     value
 }
 
-/// Writes records, one a line.
+/// Writes conversations, one a line.
 ///
 /// # Errors
-/// As [`record`]; an error of `out` is reported as one of `path`.
+/// As [`records`]; an error of `out` is reported as one of `path`.
 pub fn write<'a>(
     out: &mut dyn Write,
     path: &std::path::Path,
     rollouts: impl IntoIterator<Item = &'a Rollout>,
-) -> Result<(), FormatError> {
+) -> Result<Written, FormatError> {
+    let mut written = Written::default();
     for rollout in rollouts {
-        let line = record(rollout)?.to_string() + "\n";
-        out.write_all(line.as_bytes()).map_err(FormatError::io(path))?;
+        let records = records(rollout)?;
+        for record in &records {
+            let line = record.to_string() + "\n";
+            out.write_all(line.as_bytes()).map_err(FormatError::io(path))?;
+        }
+        written.num_rollouts += usize::from(!records.is_empty());
+        written.num_rows += records.len();
     }
-    Ok(())
+    Ok(written)
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
-    use super::record;
-    use crate::testing::rollouts;
+    use super::records;
+    use crate::testing::{foreign, rollouts};
 
     #[test]
     fn error_turns_have_no_weight() {
         let rollouts = rollouts();
-        let record = super::record(&rollouts[0]).unwrap();
+        let record = records(&rollouts[0]).unwrap().remove(0);
         let said: Vec<_> = record["messages"]
             .as_array()
             .unwrap()
@@ -104,8 +121,31 @@ mod tests {
     }
 
     #[test]
-    fn a_rollout_without_messages_is_refused() {
-        let error = record(&rollouts()[1]).unwrap_err().to_string();
-        assert!(error.contains("owner__repo-2: the messages of its prompt"), "{error}");
+    fn branches_are_conversations() {
+        let records = records(&foreign()[1]).unwrap();
+        let said = |n: usize| -> Vec<String> {
+            let messages = records[n]["messages"].as_array().unwrap().iter();
+            messages.map(|m| format!("{} {} {}", m["role"], m["content"], m["weight"])).collect()
+        };
+        let expected = [
+            r#""system" "rules" null"#,
+            r#""user" "fix it" null"#,
+            r#""user" "Write one command." null"#,
+            r#""assistant" "I look." 1"#,
+            r#""user" "a.py" null"#,
+            r#""assistant" "Done." 1"#,
+        ];
+        assert_eq!(said(0), expected);
+        assert_eq!(said(1)[1..], [expected[1], r#""assistant" "What?" 0"#]);
+        assert_eq!((&records[1]["branch"], &records[1]["attempt"]), (&json!(1), &json!(1)));
+    }
+
+    #[test]
+    fn what_has_no_conversation() {
+        let mut rollouts = rollouts();
+        assert_eq!(records(&rollouts[1]).unwrap(), Vec::<serde_json::Value>::new());
+        rollouts[0].trajectory.messages.clear();
+        let error = records(&rollouts[0]).unwrap_err().to_string();
+        assert!(error.contains("owner__repo-1: the messages of its prompt"), "{error}");
     }
 }

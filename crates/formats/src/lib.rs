@@ -12,6 +12,10 @@
 //! | [`columns`]: tokens, masks and log-probabilities as Parquet | yes | no | pyarrow, pandas, datasets |
 //! | [`predictions`]: `preds.json`, `.jsonl`, and a report | yes | no | SWE-bench |
 //!
+//! A rollout of a foreign agent may have branches beside its main trajectory: rows of their own in
+//! [`columns`], conversations of their own in [`chat`], embedded in [`atif`]; `.traj`,
+//! `.traj.json` and predictions have the main one alone.
+//!
 //! What a format cannot hold is left out, never invented: a rollout that came from a text format
 //! has no tokens, and an export that needs them says so.
 
@@ -43,6 +47,15 @@ pub struct Origin {
     pub agent_version: String,
     /// The model that it asked; predictions are filed under it.
     pub model_name: String,
+}
+
+/// What was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Written {
+    /// Rollouts that something was written of.
+    pub num_rollouts: usize,
+    /// Rows or lines: one for each of their trajectories that the format takes.
+    pub num_rows: usize,
 }
 
 /// Something that cannot be written or read in a format.
@@ -84,15 +97,17 @@ impl FormatError {
     }
 }
 
-/// A file name for a rollout, unique among the siblings and policies of a run:
-/// `INSTANCE.vVERSION.SIBLING`. Characters that file systems or shells trip over become `_`.
+/// A file name for a rollout, unique among the siblings, attempts and policies of a run:
+/// `INSTANCE.vVERSION.SIBLING`, and `.aATTEMPT` where it is not the first. Characters that file systems or shells trip over become `_`.
 pub fn file_stem(rollout: &Rollout) -> String {
     let id: String = rollout
         .instance_id
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' })
         .collect();
-    format!("{}.v{}.{}", id.trim_start_matches('.'), rollout.policy_version, rollout.sibling)
+    let id = id.trim_start_matches('.');
+    let stem = format!("{id}.v{}.{}", rollout.policy_version, rollout.sibling);
+    if rollout.attempt == 0 { stem } else { format!("{stem}.a{}", rollout.attempt) }
 }
 
 /// Reads a file of at most [`MAX_DOCUMENT_BYTES`].

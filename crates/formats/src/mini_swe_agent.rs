@@ -47,6 +47,7 @@ pub fn document(rollout: &Rollout, origin: &Origin) -> Value {
             },
             "solved": rollout.solved,
             "sibling": rollout.sibling,
+            "attempt": rollout.attempt,
             "policy_version": rollout.policy_version,
         },
         "messages": messages,

@@ -6,6 +6,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 
 use patchwright_core::{Rollout, Trajectory};
+use serde::Deserialize;
 
 use crate::{FormatError, MAX_DOCUMENT_BYTES};
 
@@ -34,9 +35,9 @@ pub fn read(
 ) -> Result<impl Iterator<Item = Result<Rollout, FormatError>> + use<>, FormatError> {
     let name = path.to_owned();
     let mut lines = open(path).map_err(FormatError::io(path))?;
-    let mut number = 0;
+    let (mut number, mut has_failed) = (0, false);
     Ok(std::iter::from_fn(move || {
-        loop {
+        while !has_failed {
             number += 1;
             let mut line = Vec::new();
             let mut bounded = (&mut lines).take(MAX_DOCUMENT_BYTES);
@@ -47,10 +48,25 @@ pub fn read(
                     let place = format!("{}:{number}", name.display());
                     return Some(parse(&line).map_err(|why| FormatError::malformed(place, why)));
                 }
-                Err(error) => return Some(Err(FormatError::Io { path: name.clone(), error })),
+                Err(error) => {
+                    has_failed = true;
+                    return Some(Err(unreadable(&name, number, error)));
+                }
             }
         }
+        None
     }))
+}
+
+/// Why nothing more can be read.
+fn unreadable(path: &Path, number: usize, error: io::Error) -> FormatError {
+    if error.kind() != io::ErrorKind::UnexpectedEof {
+        return FormatError::Io { path: path.to_owned(), error };
+    }
+    let place = format!("{}:{number}", path.display());
+    let reason = "is cut off here, as by a crash; `patchwright gateway --resume` mends what a \
+                  gateway kept";
+    FormatError::malformed(place, reason)
 }
 
 fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
@@ -65,9 +81,20 @@ fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
     })
 }
 
+/// A line of what an evaluation keeps.
+#[derive(Deserialize)]
+struct Kept {
+    rollout: Rollout,
+}
+
 fn parse(line: &[u8]) -> Result<Rollout, String> {
-    let rollout: Rollout = serde_json::from_slice(line)
-        .map_err(|error| format!("not a rollout: {error}; expected what `--out` writes"))?;
+    let rollout = if line.starts_with(b"{\"seed\":") {
+        serde_json::from_slice(line).map(|Kept { rollout }| rollout)
+    } else {
+        serde_json::from_slice(line)
+    };
+    let rollout =
+        rollout.map_err(|error| format!("not a rollout: {error}; expected what `--out` writes"))?;
     check(&rollout)?;
     Ok(rollout)
 }
@@ -108,11 +135,23 @@ mod tests {
         std::fs::write(&path, bytes).unwrap();
         let read: Vec<_> = read(&path).unwrap().collect::<Result<_, _>>().unwrap();
         assert_eq!(read, rollouts());
+        // As an evaluation keeps them.
+        let kept = serde_json::json!({"rollout": rollouts()[0]}).to_string();
+        std::fs::write(&path, kept.replacen('{', "{\"seed\":7,", 1)).unwrap();
+        assert_eq!(super::read(&path).unwrap().next().unwrap().unwrap(), rollouts()[0]);
+        let mut bytes = Vec::new();
+        write(&mut bytes, &rollouts()).unwrap();
+        std::fs::write(&path, bytes).unwrap();
         let zst = dir.path().join("rollouts.jsonl.zst");
         std::fs::write(&zst, zstd::encode_all(&*std::fs::read(&path).unwrap(), 3).unwrap())
             .unwrap();
         let read: Vec<_> = super::read(&zst).unwrap().collect::<Result<_, _>>().unwrap();
         assert_eq!(read, rollouts());
+        let bytes = std::fs::read(&zst).unwrap();
+        std::fs::write(&zst, &bytes[..bytes.len() - 9]).unwrap();
+        let read: Vec<_> = super::read(&zst).unwrap().collect();
+        let cut = read.last().unwrap().as_ref().unwrap_err().to_string();
+        assert!(cut.contains("is cut off here"), "{cut}");
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub fn by_instance(rollouts: &[Rollout]) -> Result<BTreeMap<&str, &Rollout>, For
             return Err(FormatError::Lacking {
                 rollout: rollout.instance_id.clone(),
                 reason: "there are several rollouts of it, and a prediction is one patch: choose \
-                         one run with --sibling N (and one policy with --policy)"
+                         one run with --sibling N, and of a training run one stage with --stage"
                     .to_owned(),
             });
         }

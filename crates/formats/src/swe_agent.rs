@@ -55,6 +55,7 @@ pub fn document(rollout: &Rollout) -> Value {
             },
             "solved": rollout.solved,
             "sibling": rollout.sibling,
+            "attempt": rollout.attempt,
             "policy_version": rollout.policy_version,
         },
         "environment": rollout.instance_id,
@@ -139,6 +140,8 @@ struct Info {
     #[serde(default)]
     sibling: Option<u32>,
     #[serde(default)]
+    attempt: Option<u32>,
+    #[serde(default)]
     policy_version: Option<u64>,
 }
 
@@ -161,6 +164,7 @@ pub fn read(path: &Path) -> Result<Rollout, FormatError> {
     Ok(Rollout {
         instance_id,
         sibling: document.info.sibling.unwrap_or(0),
+        attempt: document.info.attempt.unwrap_or(0),
         policy_version: PolicyVersion(document.info.policy_version.unwrap_or(0)),
         status: status(document.info.exit_status.as_deref()),
         failure: None,

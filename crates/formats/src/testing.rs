@@ -10,6 +10,13 @@ pub fn rollouts() -> Vec<Rollout> {
     lines.map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// What a gateway kept of a foreign agent: an attempt that the agent left, and one that solved the
+/// task after a reply that the agent left out of its history, which is a branch.
+pub fn foreign() -> Vec<Rollout> {
+    let lines = include_str!("../tests/foreign.jsonl").lines();
+    lines.map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
 /// Who made them.
 pub fn origin() -> Origin {
     Origin {

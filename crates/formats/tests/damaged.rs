@@ -62,7 +62,7 @@ proptest! {
                 let read = [atif::read(&path), swe_agent::read(&path)];
                 for rollout in read.into_iter().flatten().chain(natives) {
                     // What was accepted can be written again.
-                    let _ = chat::record(&rollout);
+                    let _ = chat::records(&rollout);
                     let _ = atif::document(&rollout, &origin, true);
                     let _ = swe_agent::document(&rollout);
                 }

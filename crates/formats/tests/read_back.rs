@@ -6,12 +6,14 @@ use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
-use patchwright_core::Rollout;
+use patchwright_core::{FailureClass, Rollout};
 use patchwright_formats::{Origin, atif, chat, columns, native, predictions};
 
 fn write_all(dir: &Path) {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rollouts.jsonl");
-    let rollouts: Vec<Rollout> = native::read(&source).unwrap().map(Result::unwrap).collect();
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let of = |name: &str| native::read(&tests.join(name)).unwrap().map(Result::unwrap);
+    // Our own agent's, and a foreign one's: an attempt that it left, and one with a branch.
+    let rollouts: Vec<Rollout> = of("rollouts.jsonl").chain(of("foreign.jsonl")).collect();
     let origin = Origin {
         agent_name: "patchwright".to_owned(),
         agent_version: "0.1.0".to_owned(),
@@ -20,12 +22,16 @@ fn write_all(dir: &Path) {
     let file = |name: &str| File::create_new(dir.join(name)).unwrap();
     native::write(&mut file("rollouts.jsonl"), &rollouts).unwrap();
     let rows = rollouts.iter().cloned().map(Ok::<_, columns::ParquetError>);
-    columns::write(file("rollouts.parquet"), rows).unwrap();
+    let written = columns::write(file("rollouts.parquet"), rows).unwrap();
+    assert_eq!((written.num_rollouts, written.num_rows), (4, 5));
     for (index, rollout) in rollouts.iter().enumerate() {
         let document = atif::document(rollout, &origin, true).to_string();
         std::fs::write(dir.join(format!("atif-{index}.json")), document).unwrap();
     }
-    chat::write(&mut file("chat.jsonl"), &dir.join("chat.jsonl"), &rollouts[..1]).unwrap();
+    let written = chat::write(&mut file("chat.jsonl"), &dir.join("chat.jsonl"), &rollouts).unwrap();
+    assert_eq!((written.num_rollouts, written.num_rows), (3, 4));
+    let rollouts: Vec<Rollout> =
+        rollouts.into_iter().filter(|r| r.failure != Some(FailureClass::Agent)).collect();
     let object = predictions::object(&rollouts, &origin).unwrap().to_string();
     std::fs::write(dir.join("preds.json"), object).unwrap();
     std::fs::write(dir.join("preds.jsonl"), predictions::lines(&rollouts, &origin).unwrap())
@@ -50,5 +56,5 @@ fn foreign_readers_find_what_was_written() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "read back: 2 rollouts\n");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "read back: 4 rollouts\n");
 }

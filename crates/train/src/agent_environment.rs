@@ -81,6 +81,7 @@ impl AgentEnvironment {
         let rollout = Rollout {
             instance_id: task.instance.instance_id.clone(),
             sibling: spec.sibling,
+            attempt: 0,
             policy_version: spec.policy_version,
             status: run.status,
             failure: run.failure,

@@ -257,6 +257,7 @@ impl Environment for WaitingEnvironment {
         Rollout {
             instance_id: task.instance.instance_id.clone(),
             sibling: spec.sibling,
+            attempt: 0,
             policy_version: spec.policy_version,
             status,
             failure,

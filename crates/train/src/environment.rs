@@ -77,6 +77,7 @@ pub fn failed_rollout(
     Rollout {
         instance_id: task.instance.instance_id.clone(),
         sibling: spec.sibling,
+        attempt: 0,
         policy_version: spec.policy_version,
         status: RolloutStatus::Failed,
         failure: Some(class),

@@ -95,13 +95,18 @@ impl Episodes {
     fn ungraded(&self, task: &Task, spec: &RolloutSpec, finished: Finished, end: End) -> Rollout {
         let Finished { recording, sandbox, sandbox_failure } = finished;
         let changes = sandbox.map(take_changes);
-        let stitched = recording.stitch(&self.text).into_main();
+        let limit = limit(&recording);
+        let mut stitched = recording.stitch(&self.text);
+        if limit.is_none() && matches!(end, End::Submitted(_)) {
+            stitched.submitted();
+        }
+        let stitched = stitched.into_main();
         let asked_nothing = stitched.is_none();
         let (trajectory, branches) = stitched.unwrap_or_default();
-        let limit = limit(&recording);
         let mut rollout = Rollout {
             instance_id: task.instance.instance_id.clone(),
             sibling: spec.sibling,
+            attempt: 0,
             policy_version: spec.policy_version,
             status: limit.map_or(RolloutStatus::Submitted, |(status, _)| status),
             failure: limit.map(|(_, class)| class),
@@ -135,11 +140,6 @@ impl Episodes {
                 rollout.failure_detail = Some(error.to_string());
             }
             Some(Err(error)) => return failed(rollout, FailureClass::Sandbox, error.to_string()),
-        }
-        if limit.is_none()
-            && let Some(last) = rollout.trajectory.turns.last_mut()
-        {
-            last.outcome = patchwright_core::TurnOutcome::Submitted;
         }
         rollout
     }

@@ -133,6 +133,7 @@ mod tests {
         Rollout {
             instance_id: String::new(),
             sibling: 0,
+            attempt: 0,
             policy_version: PolicyVersion(0),
             status: RolloutStatus::Submitted,
             failure: None,

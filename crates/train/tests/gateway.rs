@@ -188,6 +188,8 @@ fn episodes_are_left_given_away_again_and_gone_on_with() {
     assert_eq!((counts.num_episodes, counts.num_failed, counts.num_agent_failed), (2, 1, 1));
     let failures: Vec<_> = kept_rollouts(&kept).iter().map(|rollout| rollout.failure).collect();
     assert_eq!(failures, [Some(FailureClass::Agent), Some(FailureClass::Model)]);
+    let attempts: Vec<_> = kept_rollouts(&kept).iter().map(|rollout| rollout.attempt).collect();
+    assert_eq!(attempts, [0, 1]);
     drop(first);
 
     // With more episodes, those that have a grade are not given away again.
@@ -234,6 +236,6 @@ fn what_does_not_fit_an_episode_is_refused() {
     assert_eq!(desk.report(&own.id, &own.key).unwrap(), report);
     desk.abandon();
     assert_eq!(desk.num_open(), 0);
-    assert!(matches!(desk.lease(LeaseRequest::default()), Err(DeskError::NothingLeft)));
+    assert!(matches!(desk.lease(LeaseRequest::default()), Err(DeskError::Closing)));
     assert_eq!(desk.num_ungraded(), 2);
 }

@@ -1,8 +1,9 @@
 """An agent from elsewhere: it asks a gateway for episodes until there are none left, does what the
 policy says in a copy of its own (`copy`) or in the episode's sandbox (`sandbox`), and submits; or
-takes one episode and goes away (`leave`). Only the standard library.
+takes one episode and goes away (`leave`), or hands one in without having asked the policy anything
+(`silent`). Only the standard library.
 
-usage: gateway_agent.py URL copy|sandbox|leave        with the operator's token in PATCHWRIGHT_TOKEN
+usage: gateway_agent.py URL copy|sandbox|leave|silent        with the operator's token in PATCHWRIGHT_TOKEN
 """
 
 import difflib
@@ -105,8 +106,11 @@ def work(episode, place):
 
 
 URL, mode = sys.argv[1:3]
-while (episode := lease(mode == "sandbox")) is not None:
+while (episode := lease(mode in ("sandbox", "silent"))) is not None:
     if mode == "leave":
+        break
+    if mode == "silent":
+        print(json.loads(call(episode["paths"]["submit"], episode["key"], {}))["failure"])
         break
     if mode == "sandbox":
         report = work(episode, Sandbox(episode))

@@ -10,14 +10,15 @@ use clap::{Args, ValueEnum};
     patchwright export runs/mine --stage eval-rl-2 --sibling 0 --format preds --out preds.json\n  \
     patchwright export runs/mine --stage rl-1 --format parquet --out rl-1.parquet\n  \
     patchwright export rollouts.jsonl --solved --format chat --out sft.jsonl\n  \
+    patchwright export episodes --format parquet --out episodes.parquet\n  \
     patchwright export rollouts.jsonl --format atif --out trajectories/\n  \
     patchwright export trajectories/ --format chat --out sft.jsonl\n\n\
     A run keeps its rollouts when it was started with --set run.keep_rollouts=true;\n\
     `patchwright rollout --out FILE` writes them too. Formats that come in as well as out: jsonl,\n\
     atif, swe-agent. What exists is not overwritten.")]
 pub struct ExportRolloutsArgs {
-    /// A run directory, a file of rollouts (.jsonl, .jsonl.zst), an ATIF document (.json), a
-    /// SWE-agent trajectory (.traj), or a directory of such files
+    /// A directory of train, of eval --out or of gateway, a file of rollouts (.jsonl, .jsonl.zst),
+    /// an ATIF document (.json), a SWE-agent trajectory (.traj), or a directory of such files
     #[arg(value_name = "SOURCE")]
     pub source: PathBuf,
     /// What to write
@@ -38,6 +39,9 @@ pub struct ExportRolloutsArgs {
     /// Only rollouts that solved their task
     #[arg(long)]
     pub solved: bool,
+    /// Which attempts of a run that was given away again after a failure
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t = Attempts::Last)]
+    pub attempts: Attempts,
     /// The model's name in formats that have one
     #[arg(long, value_name = "NAME", default_value = "patchwright")]
     pub model_name: String,
@@ -47,6 +51,15 @@ pub struct ExportRolloutsArgs {
     /// Prints what was written as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Attempts at the same run of a task, of which a gateway keeps all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Attempts {
+    /// The last one, which is the one that counts
+    Last,
+    /// Failed ones too
+    All,
 }
 
 /// Formats of rollouts.
@@ -60,9 +73,9 @@ pub enum RolloutFormat {
     SweAgent,
     /// mini-swe-agent's .traj.json, a document a rollout
     MiniSweAgent,
-    /// Messages for supervised fine-tuning, a rollout a line; error turns have weight 0
+    /// Messages for supervised fine-tuning, a conversation a line; error turns have weight 0
     Chat,
-    /// Tokens, loss mask and log-probabilities, a row a rollout
+    /// Tokens, loss mask and log-probabilities, a row a rollout and a row for each of its branches
     Parquet,
     /// SWE-bench's predictions as one object (preds.json)
     Preds,
@@ -73,6 +86,16 @@ pub enum RolloutFormat {
 }
 
 impl RolloutFormat {
+    /// Whether it has branches beside the main trajectory.
+    pub fn has_branches(self) -> bool {
+        !matches!(self, Self::SweAgent | Self::MiniSweAgent) && !self.is_predictions()
+    }
+
+    /// Whether it is about patches and grades alone.
+    pub fn is_predictions(self) -> bool {
+        matches!(self, Self::Preds | Self::PredsJsonl | Self::Report)
+    }
+
     /// Whether it is a directory of documents.
     pub fn is_directory(self) -> bool {
         matches!(self, Self::Atif | Self::SweAgent | Self::MiniSweAgent)

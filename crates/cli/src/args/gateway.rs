@@ -15,7 +15,7 @@ use super::RecipeArgs;
     patchwright gateway --model http://localhost:8000 --api vllm --checkpoint models/qwen \\\n      \
     --tasks my-tasks.jsonl --out episodes --bind 0.0.0.0:8001 --token-file token.txt\n  \
     patchwright gateway --resume episodes\n  \
-    patchwright export episodes/rollouts.jsonl.zst --format parquet --out episodes.parquet\n\n\
+    patchwright export episodes --format parquet --out episodes.parquet\n\n\
     An agent asks for an episode and gets a key, the issue and its limits; works with the key as\n\
     its OpenAI API key; and submits a unified diff, which is graded:\n  \
     curl -X POST -H \"Authorization: Bearer $PATCHWRIGHT_TOKEN\" http://127.0.0.1:8001/episodes\n  \

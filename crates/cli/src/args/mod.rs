@@ -21,7 +21,7 @@ use clap_complete::Shell;
 pub use bench::{
     BenchCommand, BenchControlArgs, BenchEngineArgs, BenchSandboxArgs, BenchServeArgs, Peer,
 };
-pub use export::{ExportRolloutsArgs, RolloutFormat};
+pub use export::{Attempts, ExportRolloutsArgs, RolloutFormat};
 pub use gateway::{GatewayApi, GatewayArgs};
 pub use images::{
     ImagesCommand, ImagesGcArgs, ImagesListArgs, ImagesLoadArgs, ImagesPullArgs, ImagesRemoveArgs,

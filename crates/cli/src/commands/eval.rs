@@ -35,7 +35,9 @@ struct Plan {
 }
 
 /// A directory's files.
-const PLAN: &str = "eval.json";
+pub(super) const PLAN: &str = "eval.json";
+/// In the directory of each model.
+pub(super) const ROLLOUTS: &str = "rollouts.jsonl";
 const REPORT: &str = "report.json";
 
 /// The part of a report that is compared.
@@ -221,7 +223,7 @@ fn measure_one(
     let num_tasks: usize = sets.evaluation_sets.iter().map(|(_, tasks)| tasks.len()).sum();
     let mut world = World::with_tasks(&recipe, provider, sets, observer, cancel)?;
     std::fs::create_dir_all(dir).map_err(|error| CliError::failed(error.to_string()))?;
-    let known = RememberingEnvironment::open(&dir.join("rollouts.jsonl"), world.environment)?;
+    let known = RememberingEnvironment::open(&dir.join(ROLLOUTS), world.environment)?;
     if known.num_known() > 0 {
         progress.say(&format!("{name}: {} rollouts are there already.", known.num_known()));
     }

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use patchwright_agent::ChatTemplate;
 use patchwright_serve::gateway::{Gateway, desk_router};
 use patchwright_serve::{BearerToken, Guard, Metrics, ModelText, Server, ServerLimits, Work};
 use patchwright_train::events::{CancelToken, Observer, RunEvent, StageKind, StagePlan};
@@ -21,8 +22,8 @@ use crate::progress::Progress;
 use crate::{output, signals};
 
 /// A directory's files.
-const PLAN: &str = "gateway.json";
-const ROLLOUTS: &str = "rollouts.jsonl.zst";
+pub(super) const PLAN: &str = "gateway.json";
+pub(super) const ROLLOUTS: &str = "rollouts.jsonl.zst";
 const REPORT: &str = "report.json";
 
 /// How often the desk is looked after.
@@ -75,7 +76,12 @@ pub fn run(args: &GatewayArgs) -> Result<ExitCode, CliError> {
     let result = work(args, &plan, &dir, token.as_ref(), &progress);
     progress.finish();
     if result.is_err() {
-        output::note(format!("Go on with: patchwright gateway --resume {}", dir.display()));
+        if args.resume.is_some() || dir.join(ROLLOUTS).exists() {
+            output::note(format!("Go on with: patchwright gateway --resume {}", dir.display()));
+        } else {
+            // It came to nothing, and the same command may be given again.
+            let _ = std::fs::remove_file(dir.join(PLAN));
+        }
     }
     let Served { result, counts, is_stopped, num_left } = result?;
     let report = Report { schema_version: 1, evaluations: [&result], gateway: counts };
@@ -154,7 +160,12 @@ fn plan(args: &GatewayArgs) -> Result<Plan, CliError> {
         }
     };
     recipe.check()?;
-    find_checkpoint(&recipe.engine.checkpoint)?;
+    let checkpoint = find_checkpoint(&recipe.engine.checkpoint)?;
+    let mut recipe = recipe;
+    // Prompts are the agents' own: the profile has only to fit the tokenizer.
+    if matches!(ChatTemplate::from_dir(&checkpoint), Ok(Some(_))) {
+        "chat".clone_into(&mut recipe.agent.profile);
+    }
     let (runs, max_episodes) = (args.runs, args.max_episodes);
     Ok(Plan { recipe, tasks: args.tasks.clone(), policy, runs, max_episodes })
 }
@@ -195,10 +206,12 @@ fn work(
     progress: &Arc<Progress>,
 ) -> Result<Served, CliError> {
     let started = Instant::now();
+    let found = Arc::new(OnceLock::<Arc<TaskDesk>>::new());
     let cancel = {
-        let progress = Arc::clone(progress);
-        let said = "Stopping: open episodes may finish; once more stops at once.";
-        signals::cancel_token(move || progress.say(said))?
+        let (progress, found, drain) = (Arc::clone(progress), Arc::clone(&found), args.drain);
+        signals::cancel_token(move || {
+            progress.say(&stopping(found.get().map_or(0, |desk| desk.num_open()), drain));
+        })?
     };
     let recipe = &plan.recipe;
     let observer: Arc<dyn Observer> = Arc::clone(progress) as Arc<dyn Observer>;
@@ -225,6 +238,7 @@ fn work(
     let Opened { environment, trainer: _trainer, checkpoint: _ } = opened;
     let desk = TaskDesk::open(environment, text, gateway, tasks, desk_plan, &kept, observer)?;
     let desk = Arc::new(desk);
+    let _ = found.set(Arc::clone(&desk));
     let routes = routes.merge(desk_router(desk.clone(), token.cloned(), desk_work));
     let knows = {
         let desk = Arc::clone(&desk);
@@ -247,6 +261,18 @@ fn work(
     let (result, counts) = desk.result(&plan.policy, &plan.tasks, pass_k, seconds);
     let num_left = desk.num_ungraded();
     Ok(Served { result, counts, is_stopped: cancel.is_cancelled(), num_left })
+}
+
+/// What the first signal is answered with.
+fn stopping(num_open: usize, drain_seconds: u64) -> String {
+    if num_open == 0 || drain_seconds == 0 {
+        return "Stopping; Ctrl-C again stops at once.".to_owned();
+    }
+    let episodes = if num_open == 1 { "episode" } else { "episodes" };
+    format!(
+        "Stopping: up to {drain_seconds} s for {num_open} open {episodes} to be submitted. Ctrl-C \
+         again stops at once; --resume gives them away again."
+    )
 }
 
 fn announce(progress: &Progress, num_rollouts: usize) {
@@ -285,5 +311,17 @@ fn look_after(
             }
         }
         std::thread::sleep(LOOK);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::stopping;
+
+    #[test]
+    fn the_first_signal_says_what_is_waited_for() {
+        assert!(stopping(3, 60).starts_with("Stopping: up to 60 s for 3 open episodes to be"));
+        assert!(stopping(1, 5).contains("for 1 open episode to be"));
+        assert_eq!(stopping(3, 0), stopping(0, 60));
     }
 }

@@ -1,79 +1,12 @@
 //! `patchwright gateway` with the shipped policy, and an agent that is a program of its own.
 
-use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use serde_json::Value;
 
+use crate::running::Running;
 use crate::support::{patchwright, shown};
-
-const TOKEN: &str = "known-to-the-operator-alone";
-
-/// A gateway that runs. Killed when dropped.
-struct Running {
-    child: Child,
-    said: BufReader<std::process::ChildStderr>,
-    url: String,
-}
-
-impl Running {
-    fn start(dir: &Path, args: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_patchwright"))
-            .args(["gateway", "--bind", "127.0.0.1:0", "--json"])
-            .args(args)
-            .current_dir(dir)
-            .env("NO_COLOR", "1")
-            .env("PATCHWRIGHT_TOKEN", TOKEN)
-            .env("XDG_CACHE_HOME", dir.join("cache"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
-        let said = BufReader::new(child.stderr.take().expect("is piped"));
-        let mut running = Self { child, said, url: String::new() };
-        let mut all = String::new();
-        loop {
-            let start = all.len();
-            assert_ne!(running.said.read_line(&mut all).unwrap(), 0, "no address: {all}");
-            let found = all[start..].split_whitespace().find(|word| word.starts_with("http://"));
-            if let Some(url) = found.and_then(|url| url.split("/episodes").next()) {
-                url.clone_into(&mut running.url);
-                return running;
-            }
-        }
-    }
-
-    fn agent(&self, mode: &str) -> String {
-        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../train/tests/gateway_agent.py");
-        let output = Command::new("python3")
-            .arg(program)
-            .args([&*self.url, mode])
-            .env("PATCHWRIGHT_TOKEN", TOKEN)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", shown(&output));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Its exit code, standard output and standard error.
-    fn end(mut self) -> (Option<i32>, String, String) {
-        let (mut out, mut said) = (String::new(), String::new());
-        let mut stdout = self.child.stdout.take().expect("is piped");
-        stdout.read_to_string(&mut out).unwrap();
-        self.said.read_to_string(&mut said).unwrap();
-        (self.child.wait().unwrap().code(), out, said)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[test]
 fn agents_are_given_tasks_until_none_is_left() {
@@ -96,6 +29,9 @@ fn agents_are_given_tasks_until_none_is_left() {
     assert_eq!(again.status.code(), Some(2), "{}", shown(&again));
 
     let running = Running::start(dir, &["--resume", "episodes"]);
+    // A failure of the agent's is kept, and its run given away again.
+    let said = running.agent("silent");
+    assert!(said.starts_with("agent: "), "{said}");
     let said = running.agent("sandbox");
     assert_eq!(said.lines().count(), 4, "{said}");
     let (code, out, said) = running.end();
@@ -105,18 +41,43 @@ fn agents_are_given_tasks_until_none_is_left() {
     assert_eq!((&evaluation["num_tasks"], &evaluation["num_runs"]), (&2.into(), &2.into()));
     assert!(evaluation["pass_at_1"]["mean"].is_number(), "{report}");
     let counts = &report["gateway"];
-    assert_eq!((&counts["num_episodes"], &counts["num_failed"]), (&4.into(), &0.into()), "{said}");
+    assert_eq!((&counts["num_episodes"], &counts["num_failed"]), (&5.into(), &1.into()), "{said}");
     let count = |name: &str| counts[name].as_u64().unwrap();
     assert_eq!(count("num_calls"), count("num_merged") + count("num_branches"), "{report}");
-    assert!(said.contains("4 episodes: "), "{said}");
+    assert!(said.contains("5 episodes: "), "{said}");
     let kept = std::fs::read_to_string(dir.join("episodes/report.json")).unwrap();
     assert_eq!(serde_json::from_str::<Value>(&kept).unwrap(), report);
 
-    // What was kept is what `export` reads.
-    let export =
-        ["export", "episodes/rollouts.jsonl.zst", "--format", "parquet", "--out", "rows.parquet"];
-    let exported = patchwright(dir, &export);
-    assert_eq!(exported.status.code(), Some(0), "{}", shown(&exported));
+    exported(dir);
+}
+
+/// What was kept is what `export` reads, into every format; the failed attempt is left out.
+fn exported(dir: &Path) {
+    let export = |format: &str, more: &[&str]| {
+        let out = format!("{format}{}.out", more.concat());
+        let args = ["export", "episodes", "--json", "--format", format, "--out", &out];
+        let exported = patchwright(dir, &[&args[..], more].concat());
+        assert_eq!(exported.status.code(), Some(0), "{}", shown(&exported));
+        serde_json::from_slice::<Value>(&exported.stdout).unwrap()
+    };
+    for format in ["jsonl", "atif", "swe-agent", "mini-swe-agent", "chat", "parquet"] {
+        let told = export(format, &[]);
+        assert_eq!(told["num_rollouts"], 4, "{format}: {told}");
+        assert_eq!(told["left_out"]["num_earlier_attempts"], 1, "{format}: {told}");
+    }
+    for format in ["preds", "preds-jsonl", "report"] {
+        assert_eq!(export(format, &["--sibling", "0"])["num_rollouts"], 2, "{format}");
+    }
+    assert_eq!(export("jsonl", &["--attempts=all"])["num_rollouts"], 5);
+    assert_eq!(export("atif", &["--attempts=all"])["num_rollouts"], 5);
+    let chat = std::fs::read_to_string(dir.join("chat.out")).unwrap();
+    let first: Value = serde_json::from_str(chat.lines().next().unwrap()).unwrap();
+    let said = first["messages"][0]["content"].as_str().unwrap();
+    let rows = std::fs::read_to_string(dir.join("rows.jsonl")).unwrap();
+    let rows = rows.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut asked = rows.filter(|row| row["instance_id"] == first["instance_id"]);
+    assert_eq!(first["messages"][0]["role"], "user");
+    assert_eq!(asked.next().unwrap()["problem_statement"], said, "as the agent sent it");
 }
 
 #[test]

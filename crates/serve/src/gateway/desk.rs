@@ -103,6 +103,9 @@ pub enum DeskError {
     /// Every episode is finished or in other hands for good (410): an agent ends here.
     #[error("there is nothing more to do")]
     NothingLeft,
+    /// The desk is being closed (410): an agent ends here too.
+    #[error("the gateway is stopping and gives no more episodes away")]
+    Closing,
     /// Not now (429).
     #[error("{0}; try again soon")]
     Busy(String),
@@ -120,6 +123,7 @@ impl From<DeskError> for ApiError {
         let (status, code) = match error {
             DeskError::Key => (StatusCode::UNAUTHORIZED, "invalid_api_key"),
             DeskError::NothingLeft => (StatusCode::GONE, "nothing_left"),
+            DeskError::Closing => (StatusCode::GONE, "closing"),
             DeskError::Busy(_) => return Self::busy(message),
             DeskError::Refused(_) => (StatusCode::UNPROCESSABLE_ENTITY, "refused"),
             DeskError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "desk_failed"),
@@ -133,7 +137,8 @@ pub trait Desk: Send + Sync + 'static {
     /// Gives the next episode away.
     ///
     /// # Errors
-    /// [`DeskError::NothingLeft`], [`DeskError::Busy`], [`DeskError::Failed`].
+    /// [`DeskError::NothingLeft`], [`DeskError::Closing`], [`DeskError::Busy`],
+    /// [`DeskError::Failed`].
     fn lease(&self, request: LeaseRequest) -> Result<Lease, DeskError>;
 
     /// How an episode stands.

@@ -154,6 +154,7 @@ impl Live {
         let sandbox = place
             .as_mut()
             .ok_or_else(|| ApiError::not_found("the episode has no sandbox, or it has ended"))?;
+        self.recorder.ran(&exec.command);
         let output = sandbox.exec(&request).map_err(|error| {
             let mut failure = self.sandbox_failure.lock().unwrap_or_else(PoisonError::into_inner);
             failure.get_or_insert_with(|| error.to_string());
@@ -209,6 +210,7 @@ impl Episode {
         let sandbox_failure = failure.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut recording = self.live.recorder.take();
         recording.out_of_context = self.live.history.has_overflowed();
+        recording.give_messages(&self.live.history.take_asked());
         Finished { recording, sandbox, sandbox_failure }
     }
 }

@@ -4,17 +4,21 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use patchwright_core::{
-    Completion, DrawnToken, FinishReason, PolicyVersion, SampleRequest, Sampler, SamplerError,
-    derive_seed,
+    Completion, DrawnToken, FinishReason, Message, PolicyVersion, SampleRequest, Sampler,
+    SamplerError, derive_seed,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::openai::{Asked, fingerprint};
 
 /// One completion that was asked for and given.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Call {
     /// Tokens of the prompt.
     pub prompt: Vec<u32>,
+    /// The prompt's messages; empty for a prompt that was no conversation.
+    pub messages: Vec<Message>,
     /// Tokens that were drawn, a stop token included.
     pub sampled: Vec<u32>,
     /// Log-probability of each of them under the full distribution at temperature 1.
@@ -23,6 +27,8 @@ pub struct Call {
     pub finish_reason: FinishReason,
     /// The weights that drew its first token.
     pub policy_version: PolicyVersion,
+    /// What was run in the episode's sandbox after it and before the next call was answered.
+    pub commands: Vec<String>,
 }
 
 /// All calls of an episode, in the order in which they were answered.
@@ -40,6 +46,19 @@ pub struct Recording {
     pub out_of_turns: bool,
 }
 
+impl Recording {
+    /// Gives calls the messages of their prompts.
+    pub(super) fn give_messages(&mut self, asked: &[Asked]) {
+        let known: HashMap<u128, &Asked> =
+            asked.iter().map(|asked| (asked.prompt, asked)).collect();
+        for call in &mut self.calls {
+            if let Some(asked) = known.get(&fingerprint(&call.prompt)) {
+                call.messages = asked.messages.iter().map(|m| Message::clone(m)).collect();
+            }
+        }
+    }
+}
+
 /// Draws what an episode asks, under the episode's rules, and records it.
 pub(super) struct Recorder {
     pub inner: Arc<dyn Sampler>,
@@ -52,9 +71,14 @@ pub(super) struct Recorder {
     state: Mutex<State>,
 }
 
+/// Bytes of an episode's commands that are written down.
+const MAX_COMMAND_BYTES: usize = 16 << 20;
+
 #[derive(Default)]
 struct State {
     recording: Recording,
+    /// Of the commands that are written down.
+    num_command_bytes: usize,
     /// How often each prompt was asked.
     asked: HashMap<[u8; 32], u32>,
 }
@@ -82,6 +106,20 @@ impl Recorder {
 
     pub(super) fn note(&self, change: impl FnOnce(&mut Recording)) {
         change(&mut self.lock().recording);
+    }
+
+    /// Writes down that a command is run: the last call that was answered asked for it, as far as
+    /// anybody can tell.
+    pub(super) fn ran(&self, command: &str) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let num_bytes = state.num_command_bytes + command.len();
+        if num_bytes <= MAX_COMMAND_BYTES
+            && let Some(call) = state.recording.calls.last_mut()
+        {
+            call.commands.push(command.to_owned());
+            state.num_command_bytes = num_bytes;
+        }
     }
 
     pub(super) fn take(&self) -> Recording {
@@ -133,10 +171,12 @@ impl Recorder {
             Ok(completion) => self.note(|recording| {
                 recording.calls.push(Call {
                     prompt: request.context.clone(),
+                    messages: Vec::new(),
                     sampled: completion.tokens.clone(),
                     logprobs: completion.logprobs.clone(),
                     finish_reason: completion.finish_reason,
                     policy_version: completion.policy_version,
+                    commands: Vec::new(),
                 });
             }),
             Err(SamplerError::Engine(reason)) => self.note(|recording| {

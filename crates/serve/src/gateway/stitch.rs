@@ -3,8 +3,11 @@
 //! A call whose prompt begins with all tokens of an earlier call, prompt and completion, goes on
 //! with it: what is new of the prompt is an observation, which no loss is on. A call that does not
 //! is a branch of its own: an agent that rewrites its history, asks several times, or has helpers.
+//!
+//! What the agent made of a reply is its own matter, but for one case that its calls tell: it left
+//! the reply out of its history and asked again with a note. That is a formatting error.
 
-use patchwright_core::{TokenSpan, Trajectory, Turn, TurnOutcome};
+use patchwright_core::{Message, Role, TokenSpan, Trajectory, Turn, TurnOutcome};
 
 use super::record::{Call, Recording};
 use crate::text::ModelText;
@@ -31,6 +34,16 @@ impl Stitched {
     /// The branch with the most sampled tokens, the first of equals: what the agent mainly did.
     pub fn main(&self) -> Option<&Branch> {
         self.main_index().map(|index| &self.branches[index])
+    }
+
+    /// Notes that the agent submitted after its last call.
+    pub fn submitted(&mut self) {
+        let last = self.branches.iter_mut().max_by_key(|branch| branch.calls.last().copied());
+        if let Some(turn) = last.and_then(|branch| branch.trajectory.turns.last_mut())
+            && turn.outcome == TurnOutcome::Executed
+        {
+            turn.outcome = TurnOutcome::Submitted;
+        }
     }
 
     fn main_index(&self) -> Option<usize> {
@@ -60,48 +73,82 @@ impl Recording {
                 .max_by_key(|branch| branch.trajectory.tokens.len());
             if let Some(branch) = longest {
                 stitched.num_merged += 1;
-                extend(branch, number, call, text);
+                self.extend(branch, number, text);
                 continue;
             }
             let mut branch = Branch { trajectory: Trajectory::default(), calls: Vec::new() };
             branch.trajectory.num_prompt_tokens = call.prompt.len();
             branch.trajectory.prompt = text.tokenizer().decode(&call.prompt);
-            extend(&mut branch, number, call, text);
+            branch.trajectory.messages.clone_from(&call.messages);
+            self.extend(&mut branch, number, text);
             stitched.branches.push(branch);
         }
         stitched
     }
+
+    /// Appends a call's new prompt tokens and its completion.
+    fn extend(&self, branch: &mut Branch, number: usize, text: &ModelText) {
+        let call = &self.calls[number];
+        let before = branch.calls.last().map(|number| &self.calls[*number]);
+        let trajectory = &mut branch.trajectory;
+        let observed = &call.prompt[trajectory.tokens.len()..];
+        if let Some(last) = trajectory.turns.last_mut() {
+            let answer = before.and_then(|before| answer(&before.messages, &call.messages));
+            last.observation = answer.unwrap_or_else(|| text.visible(observed));
+        }
+        trajectory.tokens.extend_from_slice(observed);
+        trajectory.sampler_logprobs.resize(trajectory.tokens.len(), 0.0);
+        let start = trajectory.tokens.len();
+        trajectory.tokens.extend_from_slice(&call.sampled);
+        trajectory.sampler_logprobs.extend_from_slice(&call.logprobs);
+        let said = text.visible(&call.sampled);
+        let is_error = self.is_format_error(number, &said);
+        trajectory.turns.push(Turn {
+            text: said,
+            command: call.commands.join("\n"),
+            observation: String::new(),
+            outcome: if is_error { TurnOutcome::FormatError } else { TurnOutcome::Executed },
+            sampled: TokenSpan { start, end: trajectory.tokens.len() },
+            finish_reason: call.finish_reason,
+        });
+        branch.calls.push(number);
+    }
+
+    /// Whether the agent ran nothing after a call, left its reply out and asked again with a note
+    /// in its place, which does not quote it.
+    fn is_format_error(&self, number: usize, said: &str) -> bool {
+        let call = &self.calls[number];
+        let Some(next) = self.calls.get(number + 1) else { return false };
+        let asked = &call.messages;
+        !asked.is_empty()
+            && call.commands.is_empty()
+            && next.messages.starts_with(asked)
+            && next.messages.get(asked.len()).is_some_and(|note| {
+                let quotes = !said.trim().is_empty() && note.content.contains(said.trim());
+                note.role != Role::Assistant && !quotes
+            })
+    }
 }
 
-/// Appends a call's new prompt tokens and its completion.
-fn extend(branch: &mut Branch, number: usize, call: &Call, text: &ModelText) {
-    let trajectory = &mut branch.trajectory;
-    let known = trajectory.tokens.len();
-    let observed = &call.prompt[known..];
-    if let Some(last) = trajectory.turns.last_mut() {
-        last.observation = text.visible(observed);
+/// What the agent was answered between two calls, the second of which goes on with the first;
+/// `None` where their messages do not tell.
+fn answer(before: &[Message], now: &[Message]) -> Option<String> {
+    let rest = now.strip_prefix(before).filter(|_| !before.is_empty())?;
+    let (said, answers) = rest.split_first()?;
+    let is_plain = |message: &Message| message.role != Role::Assistant;
+    if said.role != Role::Assistant || !answers.iter().all(is_plain) {
+        return None;
     }
-    trajectory.tokens.extend_from_slice(observed);
-    trajectory.sampler_logprobs.resize(trajectory.tokens.len(), 0.0);
-    let start = trajectory.tokens.len();
-    trajectory.tokens.extend_from_slice(&call.sampled);
-    trajectory.sampler_logprobs.extend_from_slice(&call.logprobs);
-    trajectory.turns.push(Turn {
-        text: text.visible(&call.sampled),
-        command: String::new(),
-        observation: String::new(),
-        // What the agent made of it is the agent's matter.
-        outcome: TurnOutcome::Executed,
-        sampled: TokenSpan { start, end: trajectory.tokens.len() },
-        finish_reason: call.finish_reason,
-    });
-    branch.calls.push(number);
+    let contents: Vec<&str> = answers.iter().map(|message| &*message.content).collect();
+    Some(contents.join("\n"))
 }
 
 #[cfg(test)]
 mod tests {
     use patchwright_agent::fixture::tokenizer_json;
-    use patchwright_core::{FinishReason, PolicyVersion, Rollout, RolloutStatus, Trajectory};
+    use patchwright_core::{
+        FinishReason, Message, PolicyVersion, Role, Rollout, RolloutStatus, Trajectory, TurnOutcome,
+    };
     use proptest::prelude::*;
 
     use super::super::record::{Call, Recording};
@@ -110,10 +157,12 @@ mod tests {
     fn call(prompt: &[u32], sampled: &[u32]) -> Call {
         Call {
             prompt: prompt.to_vec(),
+            messages: Vec::new(),
             sampled: sampled.to_vec(),
             logprobs: sampled.iter().map(|token| -(*token as f32)).collect(),
             finish_reason: FinishReason::Stop,
             policy_version: PolicyVersion(0),
+            commands: Vec::new(),
         }
     }
 
@@ -125,6 +174,7 @@ mod tests {
         Rollout {
             instance_id: "a".to_owned(),
             sibling: 0,
+            attempt: 0,
             policy_version: PolicyVersion(0),
             status: RolloutStatus::Submitted,
             failure: None,
@@ -155,6 +205,60 @@ mod tests {
         let sample = main.to_sample(2.0, |_| true);
         assert_eq!(sample.loss_mask, [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0]);
         assert_eq!(main.turns[1].sampled.start, 6);
+    }
+
+    fn conversation(said: &[(Role, &str)]) -> Vec<Message> {
+        let message = |(role, content): &(Role, &str)| Message {
+            role: *role,
+            content: (*content).to_owned(),
+        };
+        said.iter().map(message).collect()
+    }
+
+    #[test]
+    fn conversations_are_known_by_their_messages() {
+        use Role::{Assistant, Tool, User};
+        let asked = [(User, "fix it")];
+        let noted = [(User, "fix it"), (User, "write a command")];
+        let answered = [&noted[..], &[(Assistant, "ls"), (Tool, "a.py"), (User, "hurry")]].concat();
+        let mut calls = vec![
+            call(&[1, 10], &[20, 3]),
+            call(&[1, 10, 11], &[21, 3]),
+            call(&[1, 10, 11, 21, 3, 12], &[22]),
+            // The same again, which says nothing about what was said before.
+            call(&[1, 10, 11, 21, 3, 12], &[23]),
+        ];
+        let said = [&asked[..], &noted, &answered, &answered];
+        for (call, said) in calls.iter_mut().zip(said) {
+            call.messages = conversation(said);
+        }
+        calls[1].commands = vec!["ls".to_owned(), "pwd".to_owned()];
+        let recording = Recording { calls, ..Recording::default() };
+        let mut stitched = recording.stitch(&text());
+        stitched.submitted();
+        let outcomes: Vec<Vec<TurnOutcome>> = stitched
+            .branches
+            .iter()
+            .map(|branch| branch.trajectory.turns.iter().map(|turn| turn.outcome).collect())
+            .collect();
+        use TurnOutcome::{Executed, FormatError, Submitted};
+        assert_eq!(outcomes, [&[FormatError][..], &[Executed, Executed], &[Submitted]]);
+        let main = &stitched.branches[1].trajectory;
+        assert_eq!(main.messages, conversation(&noted));
+        assert_eq!(
+            (&*main.turns[0].command, &*main.turns[0].observation),
+            ("ls\npwd", "a.py\nhurry")
+        );
+
+        // A note that quotes the reply is a question about it.
+        let mut quoting = recording;
+        let first = text().visible(&quoting.calls[0].sampled);
+        quoting.calls[1].messages[1].content = format!("is {first:?} right?").replace('"', "");
+        let main = &quoting.stitch(&text()).branches[0].trajectory;
+        assert_eq!(
+            main.turns[0].outcome,
+            if first.trim().is_empty() { FormatError } else { Executed }
+        );
     }
 
     /// A conversation that forks: each call asks after a prefix of what was said before.

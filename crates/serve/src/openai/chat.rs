@@ -24,6 +24,7 @@ const MAX_MESSAGES: usize = 10_000;
 /// A request, understood.
 struct Asked {
     prompt: Rendered,
+    messages: Vec<Any>,
     tools: bool,
     logprobs: bool,
     sampling: Sampling,
@@ -71,7 +72,7 @@ fn take(fields: &mut Fields, served: &Served) -> Result<Asked, ApiError> {
         Some(history) => history.continued(&served.text, marked),
         None => served.text.tokenized(marked),
     };
-    Ok(Asked { prompt, tools: tools.is_some(), logprobs, sampling })
+    Ok(Asked { prompt, messages, tools: tools.is_some(), logprobs, sampling })
 }
 
 /// A message whose content is text, and whose tool calls have their arguments as objects, which is
@@ -176,10 +177,10 @@ pub(super) async fn answer(
 }
 
 fn remember(served: &Served, asked: &Asked, generations: &[Generation]) {
+    let Some(history) = &served.history else { return };
+    history.note_messages(&asked.prompt, &asked.messages);
     for generation in generations {
-        if let Some(history) = &served.history {
-            history.push(&served.text, &asked.prompt, &generation.tokens);
-        }
+        history.push(&served.text, &asked.prompt, &generation.tokens);
     }
 }
 

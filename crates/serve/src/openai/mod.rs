@@ -34,7 +34,7 @@ use crate::metrics::Metrics;
 use crate::text::ModelText;
 use crate::work::Work;
 
-pub(crate) use history::History;
+pub(crate) use history::{Asked, History, fingerprint};
 pub(crate) use stream::Events;
 
 /// A model with its text, as it is served under a name.

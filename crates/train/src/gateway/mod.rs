@@ -269,7 +269,7 @@ impl TaskDesk {
     /// The next run to give away.
     fn take_job(&self) -> Result<Job, DeskError> {
         if self.is_closed.load(Ordering::SeqCst) {
-            return Err(DeskError::NothingLeft);
+            return Err(DeskError::Closing);
         }
         let mut books = self.books();
         let num_open = books.open.len() + books.num_opening;
@@ -296,13 +296,9 @@ impl TaskDesk {
             Err(error) => {
                 drop(books);
                 let reason = error.to_string();
-                let failed = crate::environment::failed_rollout(
-                    task,
-                    &spec,
-                    FailureClass::Sandbox,
-                    reason.clone(),
-                );
-                self.keep(job, &failed)?;
+                let class = FailureClass::Sandbox;
+                let failed = crate::environment::failed_rollout(task, &spec, class, reason.clone());
+                self.keep(job, failed)?;
                 return Err(DeskError::Failed(format!("sandbox: {reason}")));
             }
         };
@@ -370,8 +366,8 @@ impl TaskDesk {
         if self.cancel.is_cancelled() {
             return Err(DeskError::Failed("the gateway is stopping".to_owned()));
         }
-        let kept = self.keep(job, &rollout);
         let report = report(id, &rollout);
+        let kept = self.keep(job, rollout);
         let mut books = self.books();
         books.open.remove(&id);
         books.ended.insert(id, Ended { key, report: report.clone() });
@@ -382,7 +378,9 @@ impl TaskDesk {
     }
 
     /// Writes a rollout down, and gives its run away again if it may.
-    fn keep(&self, job: Job, rollout: &Rollout) -> Result<(), DeskError> {
+    fn keep(&self, job: Job, mut rollout: Rollout) -> Result<(), DeskError> {
+        rollout.attempt = self.books().tally.num_attempts(job.task, job.run);
+        let rollout = &rollout;
         let written = {
             let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
             store.append(rollout)

@@ -37,12 +37,15 @@ pub(super) struct Tally {
     counts: GatewayCounts,
     /// The last grade of each run of each task, by run and task; without tokens.
     grades: BTreeMap<(u32, usize), Rollout>,
+    /// Episodes of each run of each task, failed ones too.
+    attempts: BTreeMap<(u32, usize), u32>,
 }
 
 impl Tally {
     /// Adds an episode of the task of this number.
     pub fn add(&mut self, task: usize, rollout: &Rollout) {
         self.totals.add(rollout);
+        *self.attempts.entry((rollout.sibling, task)).or_default() += 1;
         let counts = &mut self.counts;
         let num_branches = rollout.trajectories().filter(|t| !t.turns.is_empty()).count();
         counts.num_episodes += 1;
@@ -60,6 +63,11 @@ impl Tally {
 
     pub fn num_episodes(&self) -> usize {
         self.counts.num_episodes
+    }
+
+    /// Episodes of this run of this task so far.
+    pub fn num_attempts(&self, task: usize, run: u32) -> u32 {
+        self.attempts.get(&(run, task)).copied().unwrap_or(0)
     }
 
     pub fn is_graded(&self, task: usize, run: u32) -> bool {
@@ -111,6 +119,7 @@ fn placeholder() -> Rollout {
     Rollout {
         instance_id: String::new(),
         sibling: 0,
+        attempt: 0,
         policy_version: PolicyVersion(0),
         status: patchwright_core::RolloutStatus::Submitted,
         failure: None,

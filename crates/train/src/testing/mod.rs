@@ -300,6 +300,7 @@ fn turns(task: &Task, spec: &RolloutSpec, sampler: &dyn Sampler) -> Rollout {
     Rollout {
         instance_id: task.instance.instance_id.clone(),
         sibling: spec.sibling,
+        attempt: 0,
         policy_version: spec.policy_version,
         status: RolloutStatus::Submitted,
         failure: (!solved).then_some(FailureClass::Model),

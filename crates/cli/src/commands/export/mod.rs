@@ -2,6 +2,7 @@
 
 mod source;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -9,12 +10,12 @@ use std::process::ExitCode;
 
 use patchwright_core::{Rollout, Trajectory};
 use patchwright_formats::{
-    FormatError, Origin, atif, chat, columns, file_stem, mini_swe_agent, native, predictions,
-    swe_agent,
+    FormatError, Origin, Written, atif, chat, columns, file_stem, mini_swe_agent, native,
+    predictions, swe_agent,
 };
 use serde::Serialize;
 
-use crate::args::{ExportRolloutsArgs, RolloutFormat};
+use crate::args::{Attempts, ExportRolloutsArgs, RolloutFormat};
 use crate::error::CliError;
 use crate::output;
 use source::Source;
@@ -25,6 +26,20 @@ struct Exported<'a> {
     schema_version: u32,
     out: &'a Path,
     num_rollouts: usize,
+    /// Lines, rows or documents.
+    num_rows: usize,
+    left_out: LeftOut,
+}
+
+/// What was there and is not in what was written.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+struct LeftOut {
+    /// Attempts that were followed by others.
+    num_earlier_attempts: usize,
+    /// Rollouts in which nothing was said, where the format is about that.
+    num_silent: usize,
+    /// Branches, where the format has the main trajectory alone.
+    num_branches: usize,
 }
 
 /// Reads, filters and writes, a rollout at a time where the format allows it.
@@ -34,6 +49,10 @@ pub fn run(args: &ExportRolloutsArgs) -> Result<ExitCode, CliError> {
         return Err(CliError::usage(format!("--out {out}: is there already; name a new path")));
     }
     let source = Source::open(&args.source, args.stage.as_deref())?;
+    let last = match args.attempts {
+        Attempts::Last if source.has_attempts => last_attempts(source.clone())?,
+        _ => HashMap::new(),
+    };
     let parent = match args.out.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -45,25 +64,83 @@ pub fn run(args: &ExportRolloutsArgs) -> Result<ExitCode, CliError> {
         .tempdir_in(parent)
         .map_err(|error| CliError::failed(format!("{}: {error}", parent.display())))?;
     let path = partial.path().join("out");
-    let mut chosen = source.rollouts().filter(|rollout| match rollout {
-        Ok(rollout) => is_chosen(rollout, args),
-        Err(_) => true,
+    let (mut left_out, mut num_chosen) = (LeftOut::default(), 0);
+    let mut chosen = source.rollouts().filter_map(|sourced| {
+        let (scope, rollout) = match sourced {
+            Ok(sourced) => sourced,
+            Err(error) => return Some(Err(error)),
+        };
+        if !is_chosen(&rollout, args) {
+            return None;
+        }
+        if last.get(&place(scope, &rollout)).is_some_and(|last| *last > rollout.attempt) {
+            left_out.num_earlier_attempts += 1;
+            return None;
+        }
+        left_out.num_branches += rollout.branches.len();
+        num_chosen += 1;
+        Some(Ok(rollout))
     });
-    let num_rollouts = write(args, &path, &mut chosen)?;
-    if num_rollouts == 0 {
+    let written = write(args, &path, &mut chosen)?;
+    if written.num_rollouts == 0 {
         return Err(CliError::usage(format!(
-            "{}: no rollout is left; look at --stage, --sibling, --instance and --solved",
+            "{}: no rollout is left; look at --stage, --sibling, --instance, --solved and \
+             --attempts",
             args.source.display()
         )));
     }
     std::fs::rename(&path, &args.out)
         .map_err(|error| CliError::failed(format!("{out}: {error}")))?;
+    left_out.num_silent = num_chosen - written.num_rollouts;
+    if args.format.has_branches() || args.format.is_predictions() {
+        left_out.num_branches = 0;
+    }
+    let Written { num_rollouts, num_rows } = written;
     if args.json {
-        output::json(&Exported { schema_version: 1, out: &args.out, num_rollouts })?;
+        let exported =
+            Exported { schema_version: 1, out: &args.out, num_rollouts, num_rows, left_out };
+        output::json(&exported)?;
     } else {
-        output::note(format!("Wrote {num_rollouts} rollouts to {out}"));
+        tell(args, written, left_out);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says what was written and what was not.
+fn tell(args: &ExportRolloutsArgs, written: Written, left_out: LeftOut) {
+    let Written { num_rollouts, num_rows } = written;
+    let rows = if num_rows == num_rollouts { String::new() } else { format!(" ({num_rows} rows)") };
+    output::note(format!("Wrote {num_rollouts} rollouts{rows} to {}", args.out.display()));
+    for (count, what) in [
+        (left_out.num_earlier_attempts, "earlier attempts; --attempts all takes them"),
+        (left_out.num_silent, "rollouts in which nothing was said"),
+        (left_out.num_branches, "branches; atif, chat, parquet and jsonl have them"),
+    ] {
+        if count > 0 {
+            output::note(format!("Left out: {count} {what}"));
+        }
+    }
+}
+
+/// Where a rollout's attempts are told from those of others: its source, instance, policy version
+/// and sibling.
+type Place = (usize, String, u64, u32);
+
+fn place(scope: usize, rollout: &Rollout) -> Place {
+    (scope, rollout.instance_id.clone(), rollout.policy_version.0, rollout.sibling)
+}
+
+/// The last attempt of each that has several.
+fn last_attempts(source: Source) -> Result<HashMap<Place, u32>, CliError> {
+    let mut last = HashMap::new();
+    for sourced in source.rollouts() {
+        let (scope, rollout) = sourced?;
+        if rollout.attempt > 0 {
+            let known = last.entry(place(scope, &rollout)).or_insert(0);
+            *known = rollout.attempt.max(*known);
+        }
+    }
+    Ok(last)
 }
 
 fn is_chosen(rollout: &Rollout, args: &ExportRolloutsArgs) -> bool {
@@ -74,8 +151,8 @@ fn is_chosen(rollout: &Rollout, args: &ExportRolloutsArgs) -> bool {
 
 type Rollouts<'a> = &'a mut dyn Iterator<Item = Result<Rollout, CliError>>;
 
-/// Writes `path` and gives the number of rollouts.
-fn write(args: &ExportRolloutsArgs, path: &Path, rollouts: Rollouts) -> Result<usize, CliError> {
+/// Writes `path` and says how many.
+fn write(args: &ExportRolloutsArgs, path: &Path, rollouts: Rollouts) -> Result<Written, CliError> {
     let origin = Origin {
         agent_name: "patchwright".to_owned(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -86,10 +163,11 @@ fn write(args: &ExportRolloutsArgs, path: &Path, rollouts: Rollouts) -> Result<u
     }
     let file = File::create_new(path).map_err(|error| failed(path, error))?;
     let mut out = BufWriter::new(file);
-    let num_rollouts = match args.format {
+    let written = match args.format {
         RolloutFormat::Parquet => columns::write(&mut out, rollouts)?,
         RolloutFormat::Jsonl => lines(&mut out, rollouts, |out, rollout| {
-            native::write(out, [rollout]).map_err(|error| failed(path, error))
+            native::write(out, [rollout]).map_err(|error| failed(path, error))?;
+            Ok(Written { num_rollouts: 1, num_rows: 1 })
         })?,
         RolloutFormat::Chat => {
             lines(&mut out, rollouts, |out, rollout| Ok(chat::write(out, path, [rollout])?))?
@@ -102,25 +180,26 @@ fn write(args: &ExportRolloutsArgs, path: &Path, rollouts: Rollouts) -> Result<u
                 _ => pretty(&predictions::report(&rollouts)?),
             };
             out.write_all(text.as_bytes()).map_err(|error| failed(path, error))?;
-            rollouts.len()
+            Written { num_rollouts: rollouts.len(), num_rows: rollouts.len() }
         }
     };
     let file = out.into_inner().map_err(|error| failed(path, error.into_error()))?;
     file.sync_all().map_err(|error| failed(path, error))?;
-    Ok(num_rollouts)
+    Ok(written)
 }
 
 fn lines<W: Write>(
     out: &mut W,
     rollouts: Rollouts,
-    line: impl Fn(&mut dyn Write, &Rollout) -> Result<(), CliError>,
-) -> Result<usize, CliError> {
-    let mut num_rollouts = 0;
+    line: impl Fn(&mut dyn Write, &Rollout) -> Result<Written, CliError>,
+) -> Result<Written, CliError> {
+    let mut sum = Written::default();
     for rollout in rollouts {
-        line(out, &rollout?)?;
-        num_rollouts += 1;
+        let written = line(out, &rollout?)?;
+        sum.num_rollouts += written.num_rollouts;
+        sum.num_rows += written.num_rows;
     }
-    Ok(num_rollouts)
+    Ok(sum)
 }
 
 /// A document a rollout. Two of one name are refused: one would be lost.
@@ -129,7 +208,7 @@ fn documents(
     dir: &Path,
     rollouts: Rollouts,
     origin: &Origin,
-) -> Result<usize, CliError> {
+) -> Result<Written, CliError> {
     std::fs::create_dir(dir).map_err(|error| failed(dir, error))?;
     let mut num_rollouts = 0;
     for rollout in rollouts {
@@ -142,7 +221,8 @@ fn documents(
         let path = dir.join(format!("{}.{extension}", file_stem(&rollout)));
         let mut file = File::create_new(&path).map_err(|error| {
             let reason = if error.kind() == std::io::ErrorKind::AlreadyExists {
-                "two rollouts have this name; choose one stage with --stage".to_owned()
+                "two rollouts have this name; of a training run choose one stage with --stage"
+                    .to_owned()
             } else {
                 error.to_string()
             };
@@ -151,12 +231,14 @@ fn documents(
         file.write_all(pretty(&document).as_bytes()).map_err(|error| failed(&path, error))?;
         num_rollouts += 1;
     }
-    Ok(num_rollouts)
+    Ok(Written { num_rollouts, num_rows: num_rollouts })
 }
 
 /// Patches and grades are all that predictions need.
 fn without_trajectories(rollouts: Rollouts) -> Result<Vec<Rollout>, CliError> {
-    rollouts.map(|rollout| Ok(Rollout { trajectory: Trajectory::default(), ..rollout? })).collect()
+    let bare =
+        |rollout| Rollout { trajectory: Trajectory::default(), branches: Vec::new(), ..rollout };
+    rollouts.map(|rollout| rollout.map(bare)).collect()
 }
 
 fn pretty(value: &serde_json::Value) -> String {

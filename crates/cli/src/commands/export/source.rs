@@ -5,7 +5,12 @@ use std::path::{Path, PathBuf};
 use patchwright_core::Rollout;
 use patchwright_formats::{atif, native, swe_agent};
 
+use crate::commands::{eval, gateway};
 use crate::error::CliError;
+
+/// Files that say what a directory is.
+const GATEWAY: &str = gateway::PLAN;
+const EVAL: &str = eval::PLAN;
 
 /// What a file's name says of its format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,9 +37,16 @@ impl Kind {
 }
 
 /// Files of rollouts, in order of their names.
+#[derive(Debug, Clone)]
 pub struct Source {
     files: Vec<(PathBuf, Kind)>,
+    /// Whether failed attempts may stand beside those that came of them; a training run keeps
+    /// the last ones alone.
+    pub has_attempts: bool,
 }
+
+/// A rollout and where its attempts are to be looked for: a file, or all documents together.
+pub type Sourced = (usize, Rollout);
 
 impl Source {
     /// Looks what there is.
@@ -49,17 +61,24 @@ impl Source {
         if stage.is_some() {
             return Err(wrong("is no run directory; --stage is for those"));
         }
+        if path.join(GATEWAY).is_file() {
+            let kept = path.join(gateway::ROLLOUTS);
+            return Ok(Self { files: vec![(kept, Kind::Native)], has_attempts: true });
+        }
+        if path.join(EVAL).is_file() {
+            return Self::of_evaluation(path);
+        }
         if path.is_dir() {
             let files = files(path)?;
             return if files.is_empty() {
                 Err(wrong("has no .jsonl, .jsonl.zst, .json or .traj file"))
             } else {
-                Ok(Self { files })
+                Ok(Self { files, has_attempts: true })
             };
         }
         match Kind::of(path) {
             _ if !path.exists() => Err(wrong("is not there")),
-            Some(kind) => Ok(Self { files: vec![(path.to_owned(), kind)] }),
+            Some(kind) => Ok(Self { files: vec![(path.to_owned(), kind)], has_attempts: true }),
             None => Err(wrong("ends in none of .jsonl, .jsonl.zst, .json and .traj")),
         }
     }
@@ -73,7 +92,7 @@ impl Source {
                 "this run kept no rollouts; start one with --set run.keep_rollouts=true".to_owned(),
             ));
         }
-        let Some(stage) = stage else { return Ok(Self { files: all }) };
+        let Some(stage) = stage else { return Ok(Self { files: all, has_attempts: false }) };
         let files: Vec<_> =
             all.iter().filter(|(file, _)| stage_of(file) == Some(stage)).cloned().collect();
         if files.is_empty() {
@@ -84,12 +103,35 @@ impl Source {
                 stages.join(", ")
             )));
         }
-        Ok(Self { files })
+        Ok(Self { files, has_attempts: false })
+    }
+
+    /// What `eval --out` kept of its one model.
+    fn of_evaluation(path: &Path) -> Result<Self, CliError> {
+        let wrong = |reason: String| CliError::usage(format!("{}: {reason}", path.display()));
+        let mut kept = Vec::new();
+        for (dir, _) in
+            (0..).map(|n| (path.join(format!("model-{n}")), n)).take_while(|(dir, _)| dir.is_dir())
+        {
+            kept.push(dir.join(eval::ROLLOUTS));
+        }
+        match &kept[..] {
+            [] => Err(wrong("nothing was measured yet".to_owned())),
+            [file] => Ok(Self { files: vec![(file.clone(), Kind::Native)], has_attempts: false }),
+            several => Err(wrong(format!(
+                "it has {} models; name the directory of one, such as {}",
+                several.len(),
+                path.join("model-0").display()
+            ))),
+        }
     }
 
     /// The rollouts, read as they are asked for.
-    pub fn rollouts(self) -> impl Iterator<Item = Result<Rollout, CliError>> {
-        self.files.into_iter().flat_map(|(path, kind)| read(&path, kind))
+    pub fn rollouts(self) -> impl Iterator<Item = Result<Sourced, CliError>> {
+        self.files.into_iter().enumerate().flat_map(|(index, (path, kind))| {
+            let scope = if kind == Kind::Native { index } else { usize::MAX };
+            read(&path, kind).map(move |rollout| Ok((scope, rollout?)))
+        })
     }
 }
 
