@@ -38,8 +38,8 @@ impl Running {
         loop {
             let start = all.len();
             assert_ne!(running.said.read_line(&mut all).unwrap(), 0, "no address: {all}");
-            let found = all[start..].split_whitespace().find(|word| word.starts_with("http://"));
-            if let Some(url) = found.and_then(|url| url.split("/episodes").next()) {
+            let mut words = all[start..].split_whitespace();
+            if let Some((url, _)) = words.find_map(|word| word.split_once("/episodes;")) {
                 url.clone_into(&mut running.url);
                 return running;
             }

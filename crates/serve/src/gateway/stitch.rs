@@ -9,7 +9,7 @@
 
 use patchwright_core::{Message, Role, TokenSpan, Trajectory, Turn, TurnOutcome};
 
-use super::record::{Call, Recording};
+use super::record::Recording;
 use crate::text::ModelText;
 
 /// Calls that go on with each other.

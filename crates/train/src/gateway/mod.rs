@@ -142,6 +142,15 @@ impl TaskDesk {
             Some(task) => tally.add(*task, &rollout),
             None => foreign = Some(rollout.instance_id),
         })?;
+        if let Some(aside) = &store.cut_off {
+            let said = format!(
+                "{}: the last rollout was cut off, as by a crash; it is in {} and its run is given \
+                 away again",
+                kept.display(),
+                aside.display()
+            );
+            observer.event(&RunEvent::Notice(said));
+        }
         if let Some(instance_id) = foreign {
             let reason = format!("has rollouts of {instance_id}, which is not in the task set");
             return Err(TrainError::setup(kept.display().to_string(), reason));

@@ -18,6 +18,8 @@ pub(super) struct Store {
     path: PathBuf,
     /// Bytes of whole frames.
     end: u64,
+    /// Where what a crash left of a last rollout is, if there was any.
+    pub cut_off: Option<PathBuf>,
 }
 
 impl Store {
@@ -63,12 +65,11 @@ impl Store {
             end = reader.stream_position().map_err(io())?;
         }
         let mut file = reader.into_inner();
-        if file.metadata().map_err(io())?.len() > end {
-            put_aside(&mut file, path, end)?;
-        }
+        let is_cut = file.metadata().map_err(io())?.len() > end;
+        let cut_off = is_cut.then(|| put_aside(&mut file, path, end)).transpose()?;
         file.set_len(end).map_err(io())?;
         file.seek(SeekFrom::Start(end)).map_err(io())?;
-        Ok(Self { file, path: path.to_owned(), end })
+        Ok(Self { file, path: path.to_owned(), end, cut_off })
     }
 
     /// Adds a rollout. It is on the disk when this returns; if it cannot be, the file is as it was.
@@ -103,7 +104,7 @@ impl Store {
 
 /// Copies what stands behind the whole frames to a file of its own: a damaged file may look like
 /// one that was cut off, and then whole rollouts are in there.
-fn put_aside(file: &mut File, path: &Path, end: u64) -> Result<(), TrainError> {
+fn put_aside(file: &mut File, path: &Path, end: u64) -> Result<PathBuf, TrainError> {
     let mut name = path.to_owned().into_os_string();
     name.push(format!(".cut-{end}"));
     let aside = PathBuf::from(name);
@@ -112,7 +113,8 @@ fn put_aside(file: &mut File, path: &Path, end: u64) -> Result<(), TrainError> {
         std::io::copy(file, &mut to)?;
         to.sync_data()
     });
-    copied.map_err(TrainError::io(&aside))
+    copied.map_err(TrainError::io(&aside))?;
+    Ok(aside)
 }
 
 /// The next frame, decompressed.
