@@ -218,6 +218,8 @@ mod tests {
     #[test]
     fn conversations_are_known_by_their_messages() {
         use Role::{Assistant, Tool, User};
+        use TurnOutcome::{Executed, FormatError, Submitted};
+
         let asked = [(User, "fix it")];
         let noted = [(User, "fix it"), (User, "write a command")];
         let answered = [&noted[..], &[(Assistant, "ls"), (Tool, "a.py"), (User, "hurry")]].concat();
@@ -241,7 +243,6 @@ mod tests {
             .iter()
             .map(|branch| branch.trajectory.turns.iter().map(|turn| turn.outcome).collect())
             .collect();
-        use TurnOutcome::{Executed, FormatError, Submitted};
         assert_eq!(outcomes, [&[FormatError][..], &[Executed, Executed], &[Submitted]]);
         let main = &stitched.branches[1].trajectory;
         assert_eq!(main.messages, conversation(&noted));

@@ -125,7 +125,7 @@ fn message(message: &Value) -> Option<Message> {
         if !content.is_empty() {
             content.push('\n');
         }
-        content += &format!("<tool_call>\n{call}\n</tool_call>");
+        content.extend(["<tool_call>\n", &call.to_string(), "\n</tool_call>"]);
     }
     Some(Message { role, content })
 }
@@ -137,6 +137,10 @@ mod tests {
     use serde_json::json;
 
     use super::message;
+
+    fn read(message: serde_json::Value) -> Value {
+        serde_json::from_value(message).unwrap()
+    }
 
     #[test]
     fn messages_of_requests_are_text() {
@@ -158,9 +162,9 @@ mod tests {
                 written.to_owned(),
             ),
         ] {
-            let read = message(&Value::from_serialize(&given)).unwrap();
+            let read = message(&read(given.clone())).unwrap();
             assert_eq!((read.role, read.content), (role, content), "{given}");
         }
-        assert_eq!(message(&Value::from_serialize(json!({"role": "ghost", "content": ""}))), None);
+        assert_eq!(message(&read(json!({"role": "ghost", "content": ""}))), None);
     }
 }

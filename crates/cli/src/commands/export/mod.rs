@@ -33,6 +33,7 @@ struct Exported<'a> {
 
 /// What was there and is not in what was written.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
+#[expect(clippy::struct_field_names, reason = "counts are named so wherever JSON is printed")]
 struct LeftOut {
     /// Attempts that were followed by others.
     num_earlier_attempts: usize,
