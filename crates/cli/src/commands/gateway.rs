@@ -85,20 +85,25 @@ pub fn run(args: &GatewayArgs) -> Result<ExitCode, CliError> {
     }
     let Served { result, counts, is_stopped, num_left } = result?;
     let report = Report { schema_version: 1, evaluations: [&result], gateway: counts };
-    eval::write_json(&dir.join(REPORT), &report)?;
     if args.json {
         output::json(&report)?;
     } else {
         output::evaluations(std::slice::from_ref(&result), false)?;
     }
     output::note(summary(&counts));
+    let shown = dir.display();
+    if num_left > 0 {
+        output::note(format!("{num_left} to go: patchwright gateway --resume {shown}"));
+    }
+    // What was shown stands, and so do the rollouts, if this cannot be written.
+    if let Err(error) = eval::write_json(&dir.join(REPORT), &report) {
+        output::note(format!("Written again by: patchwright gateway --resume {shown}"));
+        return Err(error);
+    }
     if is_stopped && num_left > 0 {
-        let dir = dir.display();
-        output::note(format!("{num_left} to go: patchwright gateway --resume {dir}"));
         return Err(CliError::Interrupted);
     }
     if num_left > 0 {
-        output::note(format!("{num_left} runs have no grade"));
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
