@@ -19,7 +19,8 @@ const BOUND: f64 = 1e-4;
 
 pub(super) fn run(context: &Context) -> Result<(), String> {
     let dir = context.cache.join("cookbook");
-    let python = context.timed("install", || install(&dir))?;
+    let packages = format!("tinker-cookbook[math-rl]=={VERSION}");
+    let python = context.timed("install", || python::environment(&dir, VERSION, &[&packages]))?;
     context.figure("tinker-cookbook", VERSION)?;
     context.timed("custom losses", || custom_losses(context, &dir))?;
     let models = context.root.join("target/models");
@@ -36,15 +37,10 @@ pub(super) fn run(context: &Context) -> Result<(), String> {
     context.timed("RL recipe", || recipes.arithmetic(context))
 }
 
-fn install(dir: &Path) -> Result<PathBuf, String> {
-    let packages = [format!("tinker-cookbook[math-rl]=={VERSION}")];
-    python::install_with_uv(dir, VERSION, &packages)
-}
-
 /// The test of the SDK in an environment that has torch, where it asks for custom losses.
 fn custom_losses(context: &Context, dir: &Path) -> Result<(), String> {
     let environment = dir.join("environment").display().to_string();
-    let test = ["-p", "patchwright-serve", "--test", "tinker", "sdk", "--", "--nocapture"];
+    let test = ["--workspace", "--test", "tinker", "sdk", "--", "--nocapture"];
     let env = [("PATCHWRIGHT_TINKER_VENVS", environment.as_str()), ("PATCHWRIGHT_TORCH", "1")];
     context.tests(&test, &env)
 }
@@ -70,8 +66,13 @@ impl Recipes {
             6,
         )?;
         let nll = [&steps[0], &steps[5]].map(|step| number(step, "train_mean_nll"));
-        context.figure("chat_sl: mean NLL, steps 1 and 6", &format!("{:.2}, {:.2}", nll[0], nll[1]))?;
-        if nll[1] < 0.8 * nll[0] { Ok(()) } else { Err(format!("chat_sl: NLL did not fall: {nll:?}")) }
+        context
+            .figure("chat_sl: mean NLL, steps 1 and 6", &format!("{:.2}, {:.2}", nll[0], nll[1]))?;
+        if nll[1] < 0.8 * nll[0] {
+            Ok(())
+        } else {
+            Err(format!("chat_sl: NLL did not fall: {nll:?}"))
+        }
     }
 
     /// `math_rl`, importance sampling on sums.
@@ -85,9 +86,9 @@ impl Recipes {
         let of = |name: &str| steps.iter().map(|step| number(step, name)).collect::<Vec<f64>>();
         let (ended, norms) = (of("env/all/format"), of("grad_norm"));
         let kls = of("optim/kl_sample_train_v2");
-        context.figure("math_rl: answers that end, share by step", &format!("{ended:.2?}"))?;
+        context.figure("math_rl: share of answers that end, by step", &format!("{ended:.2?}"))?;
         context.figure("math_rl: gradient norm by step", &format!("{norms:.1?}"))?;
-        context.figure("math_rl: KL of sampler and trainer by step", &format!("{kls:.1e?}"))?;
+        context.figure("math_rl: KL of sampler and trainer by step", &format!("{kls:?}"))?;
         let agree = kls.iter().all(|kl| kl.abs() < BOUND);
         if ended[2] > ended[0] && norms.iter().all(|norm| *norm > 0.0) && agree {
             return Ok(());

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+mod cookbook;
+mod python;
 mod recipe;
 mod skyrl;
 mod vllm;
@@ -30,7 +32,8 @@ pub struct Context {
 type Suite = fn(&Context) -> Result<(), String>;
 
 /// The suites by name.
-const SUITES: [(&str, Suite); 2] = [("vllm", vllm::run), ("skyrl", skyrl::run)];
+const SUITES: [(&str, Suite); 3] =
+    [("vllm", vllm::run), ("skyrl", skyrl::run), ("cookbook", cookbook::run)];
 
 /// Runs the suites of these names, or all, and writes `target/real-engines/figures.md`.
 ///
@@ -120,15 +123,6 @@ pub fn run_command(command: &mut Command) -> Result<(), String> {
         Ok(status) => Err(format!("{command:?}: {status}")),
         Err(error) => Err(format!("{command:?}: {error}")),
     }
-}
-
-/// A Python environment of its own; made once.
-pub fn virtual_environment(dir: &Path) -> Result<PathBuf, String> {
-    let python = dir.join("bin/python");
-    if !python.is_file() {
-        run_command(Command::new("python3").args(["-m", "venv"]).arg(dir))?;
-    }
-    Ok(python)
 }
 
 /// A port that nothing listens on.

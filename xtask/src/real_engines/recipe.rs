@@ -69,7 +69,7 @@ pub(super) fn train(context: &Context, name: &str, settings: &[String]) -> Resul
 }
 
 /// The program, built as this one was.
-fn program(context: &Context) -> Result<PathBuf, String> {
+pub(super) fn program(context: &Context) -> Result<PathBuf, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(&context.root).args(["build", "--quiet", "--package", "patchwright-cli"]);

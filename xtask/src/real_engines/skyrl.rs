@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Context, Server, free_port, recipe, run_command};
+use super::{Context, Server, free_port, python, recipe, run_command};
 
 const VERSION: &str = "0.4.0";
 /// The base model is loaded before the engine answers, but after the port listens.
@@ -109,46 +109,10 @@ fn settings(url: &str, policy: &Path) -> Vec<String> {
     settings
 }
 
-/// A Python 3.12: `PATCHWRIGHT_PYTHON312`, one in the path, or one of pyenv's.
-fn python312() -> Result<PathBuf, String> {
-    let home = std::env::var_os("HOME").unwrap_or_default();
-    let pyenv = std::fs::read_dir(Path::new(&home).join(".pyenv/versions")).into_iter().flatten();
-    let pyenv = pyenv
-        .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("3.12"))
-        .map(|entry| entry.path().join("bin/python"));
-    std::env::var_os("PATCHWRIGHT_PYTHON312")
-        .map(PathBuf::from)
-        .into_iter()
-        .chain([PathBuf::from("python3.12")])
-        .chain(pyenv)
-        .find(|python| {
-            let check = "import sys, venv; sys.exit(sys.version_info[:2] != (3, 12))";
-            let run = Command::new(python).args(["-c", check]).output();
-            run.is_ok_and(|output| output.status.success())
-        })
-        .ok_or_else(|| {
-            "SkyRL needs Python 3.12: install it (pyenv install 3.12), or name it in \
-             PATCHWRIGHT_PYTHON312"
-                .to_owned()
-        })
-}
-
 fn install(dir: &Path) -> Result<PathBuf, String> {
     let failed = |error: std::io::Error| format!("{}: {error}", dir.display());
-    let environment = dir.join("environment");
-    let python = environment.join("bin/python");
-    let done = dir.join(format!("installed-{VERSION}"));
-    if done.is_file() {
-        return Ok(python);
-    }
-    std::fs::create_dir_all(dir).map_err(failed)?;
-    run_command(Command::new(python312()?).args(["-m", "venv"]).arg(&environment))?;
-    let pip = ["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "uv"];
-    run_command(Command::new(&python).args(pip))?;
-    let wanted = format!("skyrl[tinker,jax]=={VERSION}");
-    let uv = ["-m", "uv", "pip", "install", "--quiet", "--python"];
-    run_command(Command::new(&python).args(uv).arg(&python).args([&wanted, "aiohttp"]))?;
+    let packages = [&format!("skyrl[tinker,jax]=={VERSION}"), "aiohttp"];
+    let python = python::environment(dir, VERSION, &packages)?;
     let bin = dir.join("bin");
     std::fs::create_dir_all(&bin).map_err(failed)?;
     let script = format!(
@@ -159,7 +123,6 @@ fn install(dir: &Path) -> Result<PathBuf, String> {
     let uv = bin.join("uv");
     std::fs::write(&uv, script).map_err(failed)?;
     run_command(Command::new("chmod").arg("+x").arg(&uv))?;
-    std::fs::write(&done, "").map_err(failed)?;
     Ok(python)
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Context, Server, free_port, recipe, run_command, virtual_environment};
+use super::{Context, Server, free_port, python, recipe, run_command};
 
 const VERSION: &str = "0.32.0";
 const TORCH: &str = "2.13.0";
@@ -43,7 +43,7 @@ fn settings(url: &str) -> Vec<String> {
 }
 
 fn install(context: &Context, dir: &Path) -> Result<PathBuf, String> {
-    let python = virtual_environment(dir)?;
+    let python = python::virtual_environment(dir)?;
     let done = dir.join(format!("installed-{VERSION}"));
     if done.is_file() {
         return Ok(python);
