@@ -6,6 +6,7 @@
 //! and their log-probabilities are 0: there is nothing to train on.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use patchwright_core::{
     Completion, FinishReason, SampleRequest, Sampler, SamplerError, derive_seed,
@@ -13,7 +14,7 @@ use patchwright_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::http::{Call, HttpClient, HttpFailure, HttpOptions, RetryBudget, retried};
+use crate::http::{Call, FailureKind, HttpClient, HttpFailure, HttpOptions, RetryBudget, retried};
 use crate::replicas::{Replicas, Served};
 use crate::sampler::{SamplerOptions, sampler_error};
 
@@ -81,9 +82,9 @@ impl ChatAsTokens {
             model => model.to_owned(),
         };
         let served = Served { model, ..Served::default() };
-        let replicas = Replicas::new(clients, options.max_in_flight, served);
-        // Servers of this API need not have /health.
-        replicas.set_readmit(std::sync::Arc::new(Anyway));
+        let replicas = Replicas::new(clients, options.max_in_flight, served)
+            .with_outages(options.max_outage, options.listener.clone());
+        replicas.set_readmit(std::sync::Arc::new(Answers));
         Ok(Self { replicas, options, budget: RetryBudget::default(), max_tokens })
     }
 
@@ -126,12 +127,28 @@ impl ChatAsTokens {
     }
 }
 
-/// Any replica may serve: whether it does shows when it is asked.
-struct Anyway;
+/// Servers of this API need not have `/health`, nor list models for everybody: what answers serves,
+/// unless it says that it, or what is behind it, is not there.
+struct Answers;
 
-impl crate::replicas::Readmit for Anyway {
-    fn readmit(&self, _: &HttpClient, _: &Served) -> Result<(), HttpFailure> {
-        Ok(())
+impl crate::replicas::Readmit for Answers {
+    fn readmit(&self, client: &HttpClient, _: &Served) -> Result<(), HttpFailure> {
+        let call = Call { timeout: Some(Duration::from_secs(5)), ..Call::default() };
+        match client.send(ureq::http::Method::GET, "/v1/models", None, &call) {
+            Err(failure)
+                if matches!(
+                    failure.kind,
+                    FailureKind::Connect
+                        | FailureKind::Dropped
+                        | FailureKind::Timeout
+                        | FailureKind::Cancelled
+                        | FailureKind::Server(502..=504)
+                ) =>
+            {
+                Err(failure)
+            }
+            _ => Ok(()),
+        }
     }
 }
 

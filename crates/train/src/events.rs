@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use patchwright_core::{FailureClass, PolicyVersion, Rollout, RolloutStatus};
 use serde::{Deserialize, Serialize};
@@ -183,10 +183,19 @@ impl RolloutFinished {
     }
 }
 
+/// Says a line, from any thread.
+pub type Speaker = Arc<dyn Fn(&str) + Send + Sync>;
+
 /// Watches a run.
 pub trait Observer: Send + Sync {
     /// Called for each event, from any thread.
     fn event(&self, event: &RunEvent);
+
+    /// Says lines for people that come at any time and outlive the call that began them: a server
+    /// is down, it is back.
+    fn speaker(&self) -> Speaker {
+        Arc::new(|_| {})
+    }
 }
 
 /// Watches nothing.

@@ -6,11 +6,11 @@ mod state;
 pub mod testing;
 
 use std::io::IsTerminal;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use patchwright_train::events::{Observer, RunEvent};
+use patchwright_train::events::{Observer, RunEvent, Speaker};
 use state::RunState;
 
 /// Least time between two status lines where there is no terminal.
@@ -21,7 +21,7 @@ const REFRESH: Duration = Duration::from_millis(100);
 /// Watches a run for people.
 pub struct Progress {
     started: Instant,
-    inner: Mutex<Inner>,
+    inner: Arc<Mutex<Inner>>,
 }
 
 struct Inner {
@@ -51,7 +51,7 @@ impl Progress {
 
     fn new(show: Show) -> Self {
         let inner = Inner { state: RunState::default(), show, last_status: None };
-        Self { started: Instant::now(), inner: Mutex::new(inner) }
+        Self { started: Instant::now(), inner: Arc::new(Mutex::new(inner)) }
     }
 
     /// A panic elsewhere must not take the display down.
@@ -90,6 +90,11 @@ impl Progress {
 impl Observer for Progress {
     fn event(&self, event: &RunEvent) {
         self.event_at(event, self.started.elapsed());
+    }
+
+    fn speaker(&self) -> Speaker {
+        let inner = Arc::clone(&self.inner);
+        Arc::new(move |line| inner.lock().unwrap_or_else(PoisonError::into_inner).say(line))
     }
 }
 

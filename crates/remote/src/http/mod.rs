@@ -7,9 +7,12 @@
 mod client;
 mod failure;
 mod interrupt;
+mod outage;
 mod retry;
 
 pub use client::{Answer, BearerToken, Call, HttpClient, HttpOptions};
 pub use failure::{FailureKind, HttpFailure};
 pub use interrupt::Interrupt;
+pub use outage::Listener;
+pub(crate) use outage::{Outage, back, down};
 pub use retry::{RetryBudget, RetryPolicy, retried};

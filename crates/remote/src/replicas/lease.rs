@@ -55,7 +55,8 @@ enum Next {
 
 impl Replicas {
     /// A place for a request of `session`, at its favourite replica if that serves and has room
-    /// soon. Waits for `timeout` at most.
+    /// soon. Waits for `timeout` at most, and while no replica serves only until that has gone on for
+    /// the longest outage, whoever began to wait.
     ///
     /// # Errors
     /// [`FailureKind::Unavailable`] when no replica serves in time, [`FailureKind::Cancelled`].
@@ -87,7 +88,14 @@ impl Replicas {
                         return Err(HttpFailure::cancelled("request"));
                     }
                     if left.is_zero() {
-                        return Err(unavailable(&state, timeout));
+                        return Err(unavailable(&state, "no place within", timeout));
+                    }
+                    if !state.any_serves() {
+                        let since = *state.outage_since.get_or_insert_with(Instant::now);
+                        if since.elapsed() >= self.max_outage {
+                            let max = self.max_outage;
+                            return Err(unavailable(&state, "none has served for", max));
+                        }
                     }
                     self.num_waits.fetch_add(1, Ordering::Relaxed);
                     state = self.wait(state, time.min(left).min(TICK));
@@ -144,13 +152,19 @@ impl Replicas {
                     replica.recheck_pause = (replica.recheck_pause * 2).min(MAX_RECHECK);
                 }
             }
+            let line = state.changed(index, self.max_outage);
+            if line.is_some() {
+                drop(state);
+                self.say(line);
+                state = self.lock();
+            }
         }
         self.changed.notify_all();
         state
     }
 }
 
-fn unavailable(state: &State, timeout: Duration) -> HttpFailure {
+fn unavailable(state: &State, what: &str, time: Duration) -> HttpFailure {
     let of = |replica: &super::Replica| {
         let how = match &replica.standing {
             Standing::Serving => "has no room".to_owned(),
@@ -162,6 +176,6 @@ fn unavailable(state: &State, timeout: Duration) -> HttpFailure {
         format!("{} {how}", replica.client.base_url())
     };
     let all: Vec<String> = state.replicas.iter().map(of).collect();
-    let reason = format!("no place within {} s; {}", timeout.as_secs_f64(), all.join("; "));
+    let reason = format!("{what} {} s; {}", time.as_secs_f64(), all.join("; "));
     HttpFailure::new(FailureKind::Unavailable, "servers", reason)
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use patchwright_core::{PolicyVersion, derive_seed};
 use serde::Serialize;
 
-use crate::http::{Call, HttpClient, HttpFailure};
+use crate::http::{Call, HttpClient, HttpFailure, Listener, back, down};
 
 pub use lease::Lease;
 pub use update::UpdateReport;
@@ -25,8 +25,10 @@ pub use update::UpdateReport;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Pause before a replica that is down is asked again; it doubles.
 const FIRST_RECHECK: Duration = Duration::from_millis(200);
-const MAX_RECHECK: Duration = Duration::from_secs(30);
+const MAX_RECHECK: Duration = Duration::from_secs(5);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long requests wait while no replica serves, unless it is set.
+const MAX_OUTAGE: Duration = Duration::from_mins(2);
 
 /// What replicas serve at a time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -109,6 +111,8 @@ struct Replica {
     recheck_at: Instant,
     recheck_pause: Duration,
     rechecking: bool,
+    /// Since when it is down, as far as it was told.
+    told_down: Option<Instant>,
     in_flight_max: usize,
     num_requests: u64,
     num_strays: u64,
@@ -119,6 +123,40 @@ struct Replica {
 struct State {
     replicas: Vec<Replica>,
     served: Arc<Served>,
+    /// Since when requests wait and no replica serves or is being updated.
+    outage_since: Option<Instant>,
+}
+
+impl State {
+    /// Whether a replica serves, or will as soon as it has its weights.
+    fn any_serves(&self) -> bool {
+        let serves = |r: &Replica| matches!(r.standing, Standing::Serving | Standing::Updating);
+        self.replicas.iter().any(serves)
+    }
+
+    /// Notes that a replica changed its standing; the line to say of it, once an outage.
+    fn changed(&mut self, index: usize, max_outage: Duration) -> Option<String> {
+        if self.any_serves() {
+            self.outage_since = None;
+        }
+        let num_serving = self.replicas.iter().filter(|r| r.standing == Standing::Serving).count();
+        let (num, is_any) = (self.replicas.len(), self.any_serves());
+        let replica = &mut self.replicas[index];
+        let url = replica.client.base_url();
+        match &replica.standing {
+            Standing::Serving => replica.told_down.take().map(|since| back(url, since)),
+            Standing::Down { reason } if replica.told_down.is_none() => {
+                replica.told_down = Some(Instant::now());
+                let then = if is_any {
+                    format!("{num_serving} of {num} servers go on, and it is asked again")
+                } else {
+                    format!("requests wait, for {} s at most", max_outage.as_secs())
+                };
+                Some(down(url, reason, &then))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// The replicas of a model.
@@ -126,6 +164,8 @@ pub struct Replicas {
     state: Mutex<State>,
     changed: Condvar,
     max_in_flight: usize,
+    max_outage: Duration,
+    listener: Listener,
     readmit: Mutex<Arc<dyn Readmit>>,
     num_waits: AtomicU64,
 }
@@ -142,6 +182,7 @@ impl Replicas {
             recheck_at: now,
             recheck_pause: FIRST_RECHECK,
             rechecking: false,
+            told_down: None,
             in_flight_max: 0,
             num_requests: 0,
             num_strays: 0,
@@ -150,12 +191,21 @@ impl Replicas {
         };
         let replicas = clients.into_iter().map(replica).collect();
         Self {
-            state: Mutex::new(State { replicas, served: Arc::new(served) }),
+            state: Mutex::new(State { replicas, served: Arc::new(served), outage_since: None }),
             changed: Condvar::new(),
             max_in_flight: max_in_flight.max(1),
+            max_outage: MAX_OUTAGE,
+            listener: Listener::default(),
             readmit: Mutex::new(Arc::new(Healthy)),
             num_waits: AtomicU64::new(0),
         }
+    }
+
+    /// Sets how long requests wait while no replica serves (two minutes unless set), and who hears
+    /// of replicas that go down and come back.
+    #[must_use]
+    pub fn with_outages(self, max_outage: Duration, listener: Listener) -> Self {
+        Self { max_outage, listener, ..self }
     }
 
     /// Sets what a replica must prove before it serves again.
@@ -237,6 +287,7 @@ impl Replicas {
 
     fn out_of_service(&self, index: usize, standing: Standing) {
         let mut state = self.lock();
+        let mut line = None;
         if let Some(replica) = state.replicas.get_mut(index) {
             let was_serving = replica.standing == Standing::Serving;
             let is_fenced = matches!(replica.standing, Standing::Fenced { .. });
@@ -245,10 +296,16 @@ impl Replicas {
                 replica.num_outages += 1;
                 replica.recheck_pause = FIRST_RECHECK;
                 replica.recheck_at = Instant::now() + FIRST_RECHECK;
+                line = state.changed(index, self.max_outage);
             }
         }
         drop(state);
+        self.say(line);
         self.changed.notify_all();
+    }
+
+    fn say(&self, line: Option<String>) {
+        line.iter().for_each(|line| self.listener.say(line));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

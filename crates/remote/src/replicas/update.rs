@@ -86,6 +86,7 @@ impl Replicas {
 
     fn end_update(&self, results: &[Option<Result<String, HttpFailure>>]) {
         let mut state = self.lock();
+        let mut lines = Vec::new();
         for (replica, result) in state.replicas.iter_mut().zip(results) {
             match result {
                 Some(Ok(_)) => {
@@ -99,7 +100,11 @@ impl Replicas {
                 None => {}
             }
         }
+        for index in 0..state.replicas.len() {
+            lines.extend(state.changed(index, self.max_outage));
+        }
         drop(state);
+        lines.into_iter().for_each(|line| self.say(Some(line)));
         self.changed.notify_all();
     }
 }

@@ -11,8 +11,8 @@ use ureq::http::Method;
 use super::contract::{Drawn, check};
 use super::dialect::{Dialect, Step};
 use crate::http::{
-    BearerToken, Call, FailureKind, HttpClient, HttpFailure, HttpOptions, Interrupt, RetryBudget,
-    RetryPolicy, retried,
+    BearerToken, Call, FailureKind, HttpClient, HttpFailure, HttpOptions, Interrupt, Listener,
+    RetryBudget, RetryPolicy, retried,
 };
 use crate::replicas::{Lease, Replicas, Served};
 
@@ -39,6 +39,10 @@ pub struct SamplerOptions {
     pub max_in_flight: usize,
     /// How long [`RemoteSampler::connect`] waits for a first replica that answers.
     pub startup: Duration,
+    /// How long requests wait while no replica serves.
+    pub max_outage: Duration,
+    /// Hears of replicas that go down and come back.
+    pub listener: Listener,
     /// Ends all requests when it is set.
     pub interrupt: Interrupt,
 }
@@ -54,6 +58,8 @@ impl SamplerOptions {
             retry: RetryPolicy::default(),
             max_in_flight: 256,
             startup: Duration::from_secs(30),
+            max_outage: Duration::from_mins(2),
+            listener: Listener::default(),
             interrupt: Interrupt::new(),
         }
     }
@@ -87,7 +93,8 @@ impl RemoteSampler {
             })
         };
         let clients = options.urls.iter().map(client).collect::<Result<Vec<_>, _>>()?;
-        let replicas = Replicas::new(clients, options.max_in_flight, Served::default());
+        let replicas = Replicas::new(clients, options.max_in_flight, Served::default())
+            .with_outages(options.startup, Listener::default());
         let lease = replicas.acquire(0, options.startup, &|| options.interrupt.is_set())?;
         let facts = Facts::of(dialect, &lease.client, &options.model)?;
         drop(lease);
@@ -96,6 +103,7 @@ impl RemoteSampler {
         let replicas = {
             let clients = replicas.clients();
             Replicas::new(clients, options.max_in_flight, served)
+                .with_outages(options.max_outage, options.listener.clone())
         };
         Ok(Self { dialect, replicas, options, budget: RetryBudget::default(), max_context, engine })
     }

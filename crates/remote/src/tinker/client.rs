@@ -17,8 +17,8 @@ use ureq::http::{Method, header};
 use super::error::TinkerError;
 use super::options::{ApiKey, TinkerOptions};
 use crate::http::{
-    BearerToken, Call, FailureKind, HttpClient, HttpFailure, HttpOptions, RetryBudget, RetryPolicy,
-    retried,
+    BearerToken, Call, FailureKind, HttpClient, HttpFailure, HttpOptions, Outage, RetryBudget,
+    RetryPolicy, retried,
 };
 
 /// Shortest and longest pause between two questions for a result that is not there.
@@ -35,6 +35,7 @@ pub struct TinkerClient {
     api_key: Option<ApiKey>,
     policy: RetryPolicy,
     budget: RetryBudget,
+    outage: Outage,
     request_timeout: Duration,
     poll_timeout: Duration,
     limits: Limits,
@@ -65,6 +66,7 @@ impl TinkerClient {
                 ..RetryPolicy::default()
             },
             budget: RetryBudget::default(),
+            outage: Outage::new(options.listener.clone()),
             request_timeout: options.request_timeout,
             poll_timeout: options.poll_timeout,
             limits: Limits::default(),
@@ -265,7 +267,9 @@ impl TinkerClient {
         headers.push((paths::REQUEST_TYPE_HEADER, what));
         headers.push(("Accept", PROTOBUF));
         let call = Call { timeout: Some(timeout), headers: &headers, ..Call::default() };
-        let answer = match self.http.send(Method::POST, paths::RETRIEVE_FUTURE, Some(body), &call) {
+        let answer = self.http.send(Method::POST, paths::RETRIEVE_FUTURE, Some(body), &call);
+        self.outage.heard(self.url(), &answer);
+        let answer = match answer {
             Ok(answer) => answer,
             Err(failure)
                 if matches!(failure.kind, FailureKind::Timeout | FailureKind::Server(408)) =>
@@ -301,7 +305,12 @@ impl TinkerClient {
         let headers = self.headers();
         let call = Call { headers: &headers, ..Call::default() };
         let is_cancelled = &|| is_cancelled() || self.http.interrupt().is_set();
-        retried(&self.policy, &self.budget, seed, is_cancelled, |_| attempt(&call))
+        let attempt = |_| {
+            let result = attempt(&call);
+            self.outage.heard(self.url(), &result);
+            result
+        };
+        retried(&self.policy, &self.budget, seed, is_cancelled, attempt)
             .map_err(|failure| TinkerError::from_http(what, failure))
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::probe::Reduction;
-use crate::http::Interrupt;
+use crate::http::{Interrupt, Listener};
 
 /// A secret; it cannot be printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -61,6 +61,8 @@ pub struct TinkerOptions {
     pub max_chunk_bytes: usize,
     /// Ends all requests when it is set.
     pub interrupt: Interrupt,
+    /// Hears of it when the server goes away and comes back.
+    pub listener: Listener,
 }
 
 impl TinkerOptions {
@@ -83,6 +85,7 @@ impl TinkerOptions {
             max_chunk_datums: 1024,
             max_chunk_bytes: 5_000_000,
             interrupt: Interrupt::new(),
+            listener: Listener::default(),
         }
     }
 }

@@ -6,6 +6,7 @@ use patchwright_remote::http::BearerToken;
 use patchwright_remote::sampler::SamplerOptions;
 use serde_json::json;
 
+use crate::replicas::ears;
 use crate::samplers::{facts, options};
 use crate::server::{Reply, Server};
 
@@ -48,6 +49,31 @@ fn messages_go_out_and_text_comes_back_as_bytes() {
     assert_eq!((&sent["model"], &sent["max_tokens"]), (&json!("policy"), &json!(77)));
     let cut = chat.sample(&request(3)).unwrap();
     assert_eq!((cut.tokens.len(), cut.finish_reason), (3, FinishReason::Length));
+}
+
+#[test]
+fn a_server_that_is_gone_is_told_of_once_and_not_waited_for_without_end() {
+    let mut answers = true;
+    let server = Server::new(move |request| {
+        if answers && request.method == "GET" {
+            return facts(request).unwrap_or(Reply::Drop);
+        }
+        answers = false;
+        Reply::Drop
+    });
+    let (listener, lines) = ears();
+    let options = SamplerOptions {
+        max_outage: std::time::Duration::ZERO,
+        listener,
+        ..options(vec![server.url().to_owned()])
+    };
+    let chat = ChatAsTokens::connect(options, 10).unwrap();
+    for _ in 0..3 {
+        let error = chat.sample(&request(10)).unwrap_err().to_string();
+        assert!(error.contains("none has served") && error.contains(server.url()), "{error}");
+    }
+    let lines = lines.lock().unwrap();
+    assert!(lines.len() == 1 && lines[0].contains("is down"), "{lines:?}");
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! Several servers as one.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use patchwright_core::PolicyVersion;
-use patchwright_remote::http::{FailureKind, HttpClient, HttpFailure, HttpOptions};
+use patchwright_remote::http::{FailureKind, HttpClient, HttpFailure, HttpOptions, Listener};
 use patchwright_remote::replicas::{Replicas, Served, Standing};
 use serde_json::json;
 
@@ -89,6 +89,62 @@ fn a_replica_that_fails_is_left_until_it_is_healthy_again() {
     ill.store(false, Ordering::SeqCst);
     assert!(replicas.acquire(1, SOON, &|| false).is_ok());
     assert_eq!(replicas.report()[0].num_outages, 1);
+}
+
+/// A listener, and the lines that it heard.
+pub fn ears() -> (Listener, Arc<Mutex<Vec<String>>>) {
+    let lines = Arc::new(Mutex::new(Vec::<String>::new()));
+    let heard = Arc::clone(&lines);
+    (Listener::new(move |line| heard.lock().unwrap().push(line.to_owned())), lines)
+}
+
+#[test]
+fn an_outage_is_bounded_and_told_once_and_so_is_its_end() {
+    let ill = Arc::new(AtomicBool::new(false));
+    let is_ill = Arc::clone(&ill);
+    let server = Server::new(move |_| {
+        if is_ill.load(Ordering::SeqCst) { Reply::Drop } else { Reply::Json(200, json!({})) }
+    });
+    let (listener, lines) = ears();
+    // No outage is short enough, so nothing here waits; the request itself might, for an hour.
+    let replicas = replicas(&[&server], 2).with_outages(Duration::ZERO, listener);
+    let acquire = || replicas.acquire(1, Duration::from_hours(1), &|| false);
+    let lease = acquire().unwrap();
+    assert!(lines.lock().unwrap().is_empty(), "all is well");
+    ill.store(true, Ordering::SeqCst);
+    for _ in 0..2 {
+        lease.failed(&HttpFailure::new(FailureKind::Dropped, "POST /x", "broke off"));
+        let error = acquire().err().unwrap();
+        assert_eq!(error.kind, FailureKind::Unavailable);
+        let text = error.to_string();
+        assert!(text.contains("none has served for 0 s") && text.contains(server.url()), "{text}");
+    }
+    {
+        let lines = lines.lock().unwrap();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        let wanted = ["is down", server.url(), "POST /x: broke off", "requests wait, for 0 s"];
+        assert!(wanted.iter().all(|part| lines[0].contains(part)), "{lines:?}");
+    }
+    ill.store(false, Ordering::SeqCst);
+    while acquire().is_err() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(acquire().is_ok());
+    let lines = lines.lock().unwrap();
+    assert!(lines.len() == 2 && lines[1].contains("is back after"), "{lines:?}");
+}
+
+#[test]
+fn one_of_two_that_never_answered_is_told_and_the_other_goes_on() {
+    let (a, b) = (healthy(), Server::new(|_| Reply::Drop));
+    let (listener, lines) = ears();
+    let replicas = replicas(&[&a, &b], 4).with_outages(Duration::ZERO, listener);
+    for session in 0..20 {
+        assert_eq!(routed(&replicas, session), 0);
+    }
+    let lines = lines.lock().unwrap();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains(b.url()), "{lines:?}");
 }
 
 #[test]

@@ -115,6 +115,9 @@ pub struct ServersRecipe {
     pub request_timeout_seconds: u64,
     /// Times that a request is sent again after a failure that may pass.
     pub num_retries: usize,
+    /// How long requests wait while no server answers, in seconds. Then their rollouts fail, which
+    /// stops the run; `--resume` goes on.
+    pub max_outage_seconds: u64,
     /// Requests in flight at one server at most.
     pub max_requests_per_server: usize,
     /// Directory that servers and trainer share, where each policy version is written to anew and
@@ -131,6 +134,7 @@ impl Default for ServersRecipe {
             api_key_env: String::new(),
             request_timeout_seconds: 600,
             num_retries: 5,
+            max_outage_seconds: 120,
             max_requests_per_server: 256,
             checkpoint_dir: String::new(),
         }
@@ -215,6 +219,11 @@ impl Recipe {
             check.url("servers.urls", url)?;
         }
         check.positive(servers.max_requests_per_server, "servers.max_requests_per_server")?;
+        check.that(
+            servers.max_outage_seconds > 0,
+            "servers.max_outage_seconds",
+            "must be above 0",
+        )?;
         check.that(
             servers.request_timeout_seconds > 0,
             "servers.request_timeout_seconds",

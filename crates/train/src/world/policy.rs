@@ -44,7 +44,9 @@ impl Policy {
             (TrainerKind::Embedded, _) => {
                 servers::evaluated(recipe, checkpoint, observer, interrupt)
             }
-            (TrainerKind::Tinker, _) => super::tinker::policy(recipe, checkpoint, interrupt),
+            (TrainerKind::Tinker, _) => {
+                super::tinker::policy(recipe, checkpoint, observer, interrupt)
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use patchwright_core::{
 };
 use patchwright_engine::{EmbeddedTrainer, ExportOptions};
 use patchwright_remote::chat::ChatAsTokens;
-use patchwright_remote::http::{BearerToken, HttpFailure, Interrupt, RetryPolicy};
+use patchwright_remote::http::{BearerToken, HttpFailure, Interrupt, Listener, RetryPolicy};
 use patchwright_remote::sampler::{Dialect, RemoteSampler, SamplerOptions};
 use patchwright_remote::sync::{LoadAs, SyncOptions, SyncReport, SyncedTrainer, Writer};
 
@@ -47,10 +47,11 @@ pub(super) fn trained(
         probe: probe.clone(),
         max_difference: recipe.infrastructure.max_logprob_difference,
     };
-    let fenced = |report: &SyncReport| {
+    let say = observer.speaker();
+    let fenced = move |report: &SyncReport| {
         for (url, outcome) in &report.replicas {
             if let Err(reason) = outcome {
-                eprintln!("note: {url} is fenced: {reason}");
+                say(&format!("note: {url} is fenced: {reason}"));
             }
         }
     };
@@ -75,7 +76,7 @@ pub(super) fn evaluated(
 ) -> Result<Policy, TrainError> {
     let trainer: Box<dyn Trainer> = Box::new(NoTrainer);
     if recipe.sampler == SamplerKind::Openai {
-        let sampler = chat(recipe, interrupt)?;
+        let sampler = chat(recipe, observer, interrupt)?;
         return Ok(Policy { trainer, sampler });
     }
     let sampler = connect(recipe, observer, interrupt)?;
@@ -86,9 +87,13 @@ pub(super) fn evaluated(
     Ok(Policy { trainer, sampler: Arc::new(AuditedSampler::new(Arc::new(sampler))) })
 }
 
-fn chat(recipe: &Recipe, interrupt: Interrupt) -> Result<Arc<dyn Sampler>, TrainError> {
+fn chat(
+    recipe: &Recipe,
+    observer: &dyn Observer,
+    interrupt: Interrupt,
+) -> Result<Arc<dyn Sampler>, TrainError> {
     let max_tokens = recipe.agent.max_tokens_per_turn;
-    ChatAsTokens::connect(options(&recipe.servers, interrupt)?, max_tokens)
+    ChatAsTokens::connect(options(&recipe.servers, observer, interrupt)?, max_tokens)
         .map(|chat| Arc::new(chat) as Arc<dyn Sampler>)
         .map_err(|failure| unreachable_server(&failure))
 }
@@ -103,7 +108,7 @@ fn connect(
         SamplerKind::LlamaCpp => Dialect::LlamaCpp,
         _ => Dialect::VllmGenerate,
     };
-    let sampler = RemoteSampler::connect(dialect, options(&recipe.servers, interrupt)?)
+    let sampler = RemoteSampler::connect(dialect, options(&recipe.servers, observer, interrupt)?)
         .map_err(|failure| unreachable_server(&failure))?;
     let (engine, num) = (sampler.engine(), recipe.servers.urls.len());
     let model = &sampler.replicas().served().model;
@@ -116,7 +121,17 @@ fn unreachable_server(failure: &HttpFailure) -> TrainError {
     TrainError::setup("servers", failure.to_string())
 }
 
-fn options(servers: &ServersRecipe, interrupt: Interrupt) -> Result<SamplerOptions, TrainError> {
+/// Tells people what a server's client has to say.
+pub(super) fn listener(observer: &dyn Observer) -> Listener {
+    let say = observer.speaker();
+    Listener::new(move |line| say(line))
+}
+
+fn options(
+    servers: &ServersRecipe,
+    observer: &dyn Observer,
+    interrupt: Interrupt,
+) -> Result<SamplerOptions, TrainError> {
     let timeout = Duration::from_secs(servers.request_timeout_seconds);
     let token = match servers.api_key_env.as_str() {
         "" => None,
@@ -135,6 +150,8 @@ fn options(servers: &ServersRecipe, interrupt: Interrupt) -> Result<SamplerOptio
             ..RetryPolicy::default()
         },
         max_in_flight: servers.max_requests_per_server,
+        max_outage: Duration::from_secs(servers.max_outage_seconds),
+        listener: listener(observer),
         interrupt,
         ..SamplerOptions::new(servers.urls.clone())
     })

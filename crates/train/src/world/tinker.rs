@@ -9,6 +9,7 @@ use patchwright_remote::tinker::{ApiKey, TinkerOptions, TinkerTrainer, open};
 
 use super::policy::Policy;
 use crate::error::TrainError;
+use crate::events::Observer;
 use crate::recipe::Recipe;
 
 /// Opens the server's model. `checkpoint` is a directory with the same model's tokenizer, and its
@@ -16,9 +17,11 @@ use crate::recipe::Recipe;
 pub(super) fn policy(
     recipe: &Recipe,
     checkpoint: &Path,
+    observer: &dyn Observer,
     interrupt: Interrupt,
 ) -> Result<Policy, TrainError> {
-    let options = TinkerOptions { interrupt, ..options(recipe, checkpoint)? };
+    let listener = super::servers::listener(observer);
+    let options = TinkerOptions { interrupt, listener, ..options(recipe, checkpoint)? };
     let (trainer, sampler) = open(options)
         .map_err(|error| TrainError::setup("trainer = \"tinker\"", error.to_string()))?;
     check_clips(recipe, &trainer)?;
