@@ -79,7 +79,7 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode, CliError> {
 }
 
 fn plan(args: &EvalArgs) -> Result<Plan, CliError> {
-    let mut recipe = policy::recipe(&args.recipe, "embedded")?;
+    let mut recipe = recipe(args)?;
     recipe.engine.checkpoint.clone_from(&args.checkpoint);
     if let Some(runs) = args.runs {
         recipe.eval.num_runs = runs;
@@ -91,15 +91,6 @@ fn plan(args: &EvalArgs) -> Result<Plan, CliError> {
             return Err(CliError::usage("--api-key-env is for --model, and there is none"));
         }
     } else {
-        // Nothing is learned here, so any sampler will do.
-        recipe.rft.enabled = false;
-        recipe.rl.clear();
-        recipe.sampler = match args.api {
-            EvalApi::Openai => SamplerKind::Openai,
-            EvalApi::Vllm => SamplerKind::Vllm,
-            EvalApi::Sglang => SamplerKind::Sglang,
-            EvalApi::LlamaCpp => SamplerKind::LlamaCpp,
-        };
         recipe.servers.api_key_env = args.api_key_env.clone().unwrap_or_default();
         let is_chosen = args.recipe.overrides.iter().any(|o| o.starts_with("agent.profile="));
         if args.api == EvalApi::Openai && !is_chosen {
@@ -120,6 +111,26 @@ fn plan(args: &EvalArgs) -> Result<Plan, CliError> {
         }
     }
     Ok(plan)
+}
+
+/// The recipe behind it. Servers are named before what is set for them, so that it is not refused;
+/// nothing is learned here, so any sampler will do.
+fn recipe(args: &EvalArgs) -> Result<Recipe, CliError> {
+    let mut overrides = Vec::new();
+    if let Some(model) = args.models.first() {
+        let sampler = match args.api {
+            EvalApi::Openai => "openai",
+            EvalApi::Vllm => "vllm",
+            EvalApi::Sglang => "sglang",
+            EvalApi::LlamaCpp => "llama_cpp",
+        };
+        let url = model.split_once('#').map_or(model.as_str(), |(url, _)| url);
+        overrides.extend(["rft.enabled=false".to_owned(), "rl=[]".to_owned()]);
+        overrides.extend([format!("sampler={sampler}"), format!("servers.urls=[{url:?}]")]);
+    }
+    overrides.extend_from_slice(&args.recipe.overrides);
+    let name = args.recipe.recipe.as_deref().unwrap_or("embedded");
+    policy::load_recipe(name, args.recipe.seed, &overrides)
 }
 
 impl Plan {
