@@ -8,7 +8,9 @@ use super::failure::{FailureKind, HttpFailure};
 /// Hears lines for people: a server is down, it is back. From any thread; it must be quick. Clones
 /// are the same listener; the default one hears nothing.
 #[derive(Clone, Default)]
-pub struct Listener(Option<Arc<dyn Fn(&str) + Send + Sync>>);
+pub struct Listener(Option<Arc<Hear>>);
+
+type Hear = dyn Fn(&str) + Send + Sync;
 
 impl Listener {
     /// Calls `hear` with each line.

@@ -155,7 +155,7 @@ impl Replicas {
             let line = state.changed(index, self.max_outage);
             if line.is_some() {
                 drop(state);
-                self.say(line);
+                self.say(line.as_deref());
                 state = self.lock();
             }
         }

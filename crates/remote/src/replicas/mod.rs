@@ -300,12 +300,14 @@ impl Replicas {
             }
         }
         drop(state);
-        self.say(line);
+        self.say(line.as_deref());
         self.changed.notify_all();
     }
 
-    fn say(&self, line: Option<String>) {
-        line.iter().for_each(|line| self.listener.say(line));
+    fn say(&self, line: Option<&str>) {
+        if let Some(line) = line {
+            self.listener.say(line);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -104,7 +104,9 @@ impl Replicas {
             lines.extend(state.changed(index, self.max_outage));
         }
         drop(state);
-        lines.into_iter().for_each(|line| self.say(Some(line)));
+        for line in &lines {
+            self.listener.say(line);
+        }
         self.changed.notify_all();
     }
 }
