@@ -79,6 +79,7 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode, CliError> {
 }
 
 fn plan(args: &EvalArgs) -> Result<Plan, CliError> {
+    check_named(&args.tasks, &args.models)?;
     let mut recipe = recipe(args)?;
     recipe.engine.checkpoint.clone_from(&args.checkpoint);
     if let Some(runs) = args.runs {
@@ -86,16 +87,9 @@ fn plan(args: &EvalArgs) -> Result<Plan, CliError> {
         recipe.eval.num_runs_transfer = runs;
         recipe.eval.pass_k = recipe.eval.pass_k.min(runs);
     }
-    if args.models.is_empty() {
-        if args.api_key_env.is_some() {
-            return Err(CliError::usage("--api-key-env is for --model, and there is none"));
-        }
-    } else {
-        recipe.servers.api_key_env = args.api_key_env.clone().unwrap_or_default();
-        let is_chosen = args.recipe.overrides.iter().any(|o| o.starts_with("agent.profile="));
-        if args.api == EvalApi::Openai && !is_chosen {
-            "full".clone_into(&mut recipe.agent.profile);
-        }
+    let is_chosen = args.recipe.overrides.iter().any(|o| o.starts_with("agent.profile="));
+    if !args.models.is_empty() && args.api == EvalApi::Openai && !is_chosen {
+        "full".clone_into(&mut recipe.agent.profile);
     }
     let plan = Plan {
         recipe,
@@ -103,7 +97,6 @@ fn plan(args: &EvalArgs) -> Result<Plan, CliError> {
         models: args.models.clone(),
         compare: args.compare.clone(),
     };
-    check_named(&plan.tasks, &plan.models)?;
     for (recipe, _) in plan.targets() {
         recipe.check()?;
         if recipe.sampler != SamplerKind::Openai {
@@ -113,24 +106,20 @@ fn plan(args: &EvalArgs) -> Result<Plan, CliError> {
     Ok(plan)
 }
 
-/// The recipe behind it. Servers are named before what is set for them, so that it is not refused;
-/// nothing is learned here, so any sampler will do.
 fn recipe(args: &EvalArgs) -> Result<Recipe, CliError> {
-    let mut overrides = Vec::new();
-    if let Some(model) = args.models.first() {
-        let sampler = match args.api {
-            EvalApi::Openai => "openai",
-            EvalApi::Vllm => "vllm",
-            EvalApi::Sglang => "sglang",
-            EvalApi::LlamaCpp => "llama_cpp",
-        };
-        let url = model.split_once('#').map_or(model.as_str(), |(url, _)| url);
-        overrides.extend(["rft.enabled=false".to_owned(), "rl=[]".to_owned()]);
-        overrides.extend([format!("sampler={sampler}"), format!("servers.urls=[{url:?}]")]);
-    }
-    overrides.extend_from_slice(&args.recipe.overrides);
-    let name = args.recipe.recipe.as_deref().unwrap_or("embedded");
-    policy::load_recipe(name, args.recipe.seed, &overrides)
+    let Some(model) = args.models.first() else {
+        if args.api_key_env.is_some() {
+            return Err(CliError::usage("--api-key-env is for --model, and there is none"));
+        }
+        return policy::recipe(&args.recipe, "embedded");
+    };
+    let sampler = match args.api {
+        EvalApi::Openai => "openai",
+        EvalApi::Vllm => "vllm",
+        EvalApi::Sglang => "sglang",
+        EvalApi::LlamaCpp => "llama_cpp",
+    };
+    policy::recipe_at_server(&args.recipe, model, sampler, args.api_key_env.as_deref())
 }
 
 impl Plan {
@@ -149,7 +138,9 @@ pub(super) fn at_server(recipe: &Recipe, model: &str) -> (Recipe, String) {
     let url = url.trim_end_matches('/');
     let mut recipe = recipe.clone();
     recipe.servers.urls = vec![url.strip_suffix("/v1").unwrap_or(url).to_owned()];
-    name.clone_into(&mut recipe.servers.model);
+    if !name.is_empty() {
+        name.clone_into(&mut recipe.servers.model);
+    }
     (recipe, if name.is_empty() { url.to_owned() } else { name.to_owned() })
 }
 

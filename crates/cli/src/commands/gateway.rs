@@ -11,7 +11,7 @@ use patchwright_serve::{BearerToken, Guard, Metrics, ModelText, Server, ServerLi
 use patchwright_train::events::{CancelToken, Observer, RunEvent, StageKind, StagePlan};
 use patchwright_train::gateway::{DeskPlan, GatewayCounts, STAGE, TaskDesk};
 use patchwright_train::metrics::EvaluationResult;
-use patchwright_train::recipe::{Recipe, SamplerKind};
+use patchwright_train::recipe::Recipe;
 use patchwright_train::world::{Opened, find_checkpoint, open_agent, open_provider};
 use serde::{Deserialize, Serialize};
 
@@ -141,28 +141,17 @@ fn begin(args: &GatewayArgs) -> Result<(Plan, PathBuf), CliError> {
 }
 
 fn plan(args: &GatewayArgs) -> Result<Plan, CliError> {
-    let mut recipe = policy::recipe(&args.recipe, "embedded")?;
+    eval::check_named(&args.tasks, args.model.as_slice())?;
+    let mut recipe = recipe(args)?;
     recipe.engine.checkpoint.clone_from(&args.checkpoint);
-    // Nothing is learned here.
-    recipe.rft.enabled = false;
-    recipe.rl.clear();
     if !recipe.agent.foreign_command.is_empty() {
         return Err(CliError::usage(
             "agent.foreign_command is for train, eval and rollout; agents come to the gateway",
         ));
     }
-    eval::check_named(&args.tasks, args.model.as_slice())?;
     let (recipe, policy) = match &args.model {
         None => (recipe, args.checkpoint.clone()),
-        Some(model) => {
-            recipe.sampler = match args.api {
-                GatewayApi::Vllm => SamplerKind::Vllm,
-                GatewayApi::Sglang => SamplerKind::Sglang,
-                GatewayApi::LlamaCpp => SamplerKind::LlamaCpp,
-            };
-            recipe.servers.api_key_env = args.api_key_env.clone().unwrap_or_default();
-            eval::at_server(&recipe, model)
-        }
+        Some(model) => eval::at_server(&recipe, model),
     };
     recipe.check()?;
     let checkpoint = find_checkpoint(&recipe.engine.checkpoint)?;
@@ -173,6 +162,22 @@ fn plan(args: &GatewayArgs) -> Result<Plan, CliError> {
     }
     let (runs, max_episodes) = (args.runs, args.max_episodes);
     Ok(Plan { recipe, tasks: args.tasks.clone(), policy, runs, max_episodes })
+}
+
+fn recipe(args: &GatewayArgs) -> Result<Recipe, CliError> {
+    let Some(model) = &args.model else {
+        let mut recipe = policy::recipe(&args.recipe, "embedded")?;
+        // Nothing is learned here.
+        recipe.rft.enabled = false;
+        recipe.rl.clear();
+        return Ok(recipe);
+    };
+    let sampler = match args.api {
+        GatewayApi::Vllm => "vllm",
+        GatewayApi::Sglang => "sglang",
+        GatewayApi::LlamaCpp => "llama_cpp",
+    };
+    policy::recipe_at_server(&args.recipe, model, sampler, args.api_key_env.as_deref())
 }
 
 impl Plan {

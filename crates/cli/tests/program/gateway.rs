@@ -98,3 +98,24 @@ fn wrong_use_of_the_gateway_is_told() {
         assert!(!dir.join("e").exists(), "nothing is begun");
     }
 }
+
+/// `eval` and the gateway name servers in the same words.
+#[test]
+fn what_is_set_for_servers_is_taken_or_refused() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path();
+    let server = ["--tasks", "held-out", "--out", "e", "--model", "http://127.0.0.1:1", "--set"];
+    for command in ["eval", "gateway"] {
+        for (set, said) in [
+            ("servers.urls=[\"http://127.0.0.1:2\"]", "--model and --api say"),
+            ("sampler=sglang", "--model and --api say"),
+            ("servers.nonsense=1", "unknown key servers.nonsense"),
+            ("servers.max_outage_seconds=0", "servers.max_outage_seconds"),
+        ] {
+            let output = patchwright(dir, &[&[command], &server[..], &[set]].concat());
+            let shown = shown(&output);
+            assert!(shown.starts_with("exit code 2") && shown.contains(said), "{set}: {shown}");
+            assert!(!dir.join("e").exists(), "nothing is begun");
+        }
+    }
+}
