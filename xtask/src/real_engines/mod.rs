@@ -50,7 +50,7 @@ pub fn run(names: &[String]) -> Result<(), String> {
     std::fs::create_dir_all(&cache).map_err(|error| format!("{}: {error}", cache.display()))?;
     let figures = cache.join("figures.tsv");
     let mut context = Context { root, cache, figures, suite: "", start: Instant::now() };
-    let mut report = String::from("# Real engines\n");
+    let (mut report, path) = (String::from("# Real engines\n"), context.cache.join("figures.md"));
     println!("caches and logs: {}", context.cache.display());
     let mut failures = Vec::new();
     for (name, suite) in SUITES {
@@ -68,10 +68,10 @@ pub fn run(names: &[String]) -> Result<(), String> {
         for (figure, value) in figures.lines().filter_map(|line| line.split_once('\t')) {
             let _ = writeln!(report, "| {figure} | {value} |");
         }
+        // After every suite: they take long, and the next one may be cut off.
+        std::fs::write(&path, &report).map_err(|error| format!("{}: {error}", path.display()))?;
         failures.extend(result.err().map(|error| format!("{name}: {error}")));
     }
-    let path = context.cache.join("figures.md");
-    std::fs::write(&path, &report).map_err(|error| format!("{}: {error}", path.display()))?;
     print!("{report}");
     if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
 }
