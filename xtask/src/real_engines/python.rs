@@ -20,7 +20,7 @@ pub(super) fn environment(dir: &Path, version: &str, packages: &[&str]) -> Resul
     let environment = dir.join("environment");
     let python = environment.join("bin/python");
     let done = dir.join(format!("installed-{version}"));
-    if done.is_file() {
+    if done.is_file() && python.is_file() {
         return Ok(python);
     }
     std::fs::create_dir_all(dir).map_err(failed)?;
